@@ -1,0 +1,1 @@
+"""Models, tokens and the agent that answers."""

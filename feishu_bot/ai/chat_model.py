@@ -1,0 +1,63 @@
+"""The seam between the server and language models: a request in, a stream of events out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One message of a prompt."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """What a model is asked. ``max_output_tokens`` is a hard bound that is sent to the provider."""
+
+    model: str
+    messages: tuple[ChatMessage, ...]
+    max_output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """The next piece of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedUsage:
+    """What the provider says the call cost, in tokens."""
+
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The stream is complete. ``reason``: stop, length or filtered (others as the provider says)."""
+
+    reason: str
+
+
+ModelEvent = TextDelta | ReportedUsage | Finished
+
+
+class ChatModel(Protocol):
+    """Anything that answers a prompt.
+
+    ``stream`` yields text, at most one usage, and one ``Finished`` last; every failure is a ``ModelError``
+    that says if a retry may help and if the provider may have billed.
+    """
+
+    def stream(self, request: ChatRequest) -> AsyncIterator[ModelEvent]: ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,1 @@
+"""One file per platform; ``base.platform_types`` finds them."""

@@ -1,0 +1,118 @@
+"""The seam between the server and a chat platform: one abstract class, one file per platform.
+
+A platform verifies, decrypts and normalises what arrives (``receive``: no I/O, so it can be tested with bytes)
+and sends one part at a time (``send``). Everything between is the pipeline's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import orjson
+
+from feishu_bot import platforms
+from feishu_bot.config import NetworkSettings, PlatformSettings
+from feishu_bot.errors import BadPayload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from feishu_bot.model import InboundMessage, Outgoing
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookRequest:
+    """What a platform posted. ``headers`` looks names up without regard to case; ``now`` is Unix seconds."""
+
+    method: str
+    headers: Mapping[str, str]
+    query: Mapping[str, str]
+    body: bytes
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What a request means: the messages to record, and the response to give once they are committed."""
+
+    messages: tuple[InboundMessage, ...] = ()
+    body: bytes = b"{}"
+    status: int = 200
+    content_type: str = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformContext:
+    """What the server hands to a platform.
+
+    ``identified`` is called when the bot's own id has become known, so that waiting mentions are judged.
+    """
+
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    language: str = "zh"
+    identified: Callable[[], None] = lambda: None
+
+
+class Platform(ABC):
+    """A platform account: one per entry of ``platforms`` in the configuration."""
+
+    name: ClassVar[str]  # the type, as in the configuration's ``type``
+    settings_type: ClassVar[type[PlatformSettings]]
+    pull: ClassVar[bool] = False  # answers are fetched from the record by the asker; nothing is sent
+    max_part_chars: ClassVar[int | None] = None  # the platform's own limit on one message, in characters
+    max_part_bytes: ClassVar[int | None] = None  # the same in UTF-8 bytes
+    idempotent_for_s: ClassVar[float | None] = None  # how long equal keys are folded; None: for ever
+
+    def __init__(self, account: str, settings: Any, context: PlatformContext) -> None:
+        self.account = account
+        self.settings = settings
+        self.context = context
+
+    @abstractmethod
+    def receive(self, request: WebhookRequest) -> Received:
+        """Verify, decrypt and normalise one request. No I/O.
+
+        Raises BadSignature, BadToken or BadPayload; nothing else may leave for any input.
+        """
+
+    @abstractmethod
+    async def send(self, outgoing: Outgoing) -> str | None:
+        """Send one part and return the platform's id of it. Raises RetryLater or Undeliverable."""
+
+    async def start(self) -> None:
+        """Open connections and begin to ask for the bot's own id. Must not wait for the platform."""
+
+    async def stop(self) -> None:
+        """Close what ``start`` opened."""
+
+    def judge(self, message: InboundMessage) -> InboundMessage | None:
+        """Decide a message whose ``addressed`` is None; return None while the bot's own id is unknown."""
+        return message
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with this account now, in words for ``/readyz``; empty if nothing is."""
+        return []
+
+
+def parse_json(body: bytes) -> Any:
+    """Parse a request body; raise BadPayload for anything that is not JSON, or nested too deeply."""
+    try:
+        return orjson.loads(body)
+    except ValueError as error:  # orjson limits the depth itself
+        raise BadPayload(f"not JSON: {str(error)[:80]}") from None
+
+
+def platform_types() -> dict[str, type[Platform]]:
+    """Find every platform of this package by its ``name``: a new platform is one new file."""
+    found: dict[str, type[Platform]] = {}
+    for info in pkgutil.iter_modules(platforms.__path__, platforms.__name__ + "."):
+        module = importlib.import_module(info.name)
+        for value in vars(module).values():
+            if inspect.isclass(value) and value.__module__ == module.__name__ and issubclass(value, Platform):
+                found[value.name] = value
+    return found
