@@ -1,0 +1,488 @@
+"""The settings tree: every key of ``config.yaml`` with its type, default and one line of description.
+
+A new key is one field here; the commented file, ``docs/configuration.md``, environment overrides and error
+messages follow from it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping  # noqa: TC003 - pydantic reads the annotations at run time
+from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    PlainSerializer,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import CoreSchema, core_schema
+
+from feishu_bot.model import Scope
+
+ACCOUNT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+HIDDEN = "***"
+
+
+class Settings(BaseModel):
+    """The base of every part of the tree: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True)
+
+
+# -------------------------------------------------------------------------------------------------- types
+
+
+class Expected(str):
+    """Marks an annotation with what is expected there, in words for a mistake's line."""
+
+    __slots__ = ()
+
+
+Secret = SecretStr
+
+
+class Secrets:
+    """One secret, or several while one rotates; never shown by ``repr``, ``str`` or a dump.
+
+    Falsy when none is set. The first is the one to use for calls that we make.
+    """
+
+    __slots__ = ("_values",)
+
+    def __init__(self, *values: str) -> None:
+        self._values = tuple(value for value in values if value)
+
+    def values(self) -> tuple[str, ...]:
+        """Return every accepted value, the current one first."""
+        return self._values
+
+    @property
+    def current(self) -> str:
+        """The value to use for our own calls; ``""`` when none is set."""
+        return self._values[0] if self._values else ""
+
+    def __bool__(self) -> bool:
+        return bool(self._values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secrets) and other._values == self._values
+
+    def __hash__(self) -> int:
+        return hash(self._values)
+
+    def __repr__(self) -> str:
+        return f"Secrets({', '.join([repr(HIDDEN)] * len(self._values))})"
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """Read a text, a list of texts or None."""
+        if isinstance(value, cls):
+            return value
+        if value is None:
+            return cls()
+        if isinstance(value, SecretStr):
+            return cls(value.get_secret_value())
+        if isinstance(value, str):
+            return cls(value)
+        if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+            return cls(*value)
+        raise ValueError("not a text or a list of texts")
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls.parse,
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda secrets: HIDDEN if secrets else None, when_used="json"
+            ),
+        )
+
+
+_DURATION = re.compile(r"(\d{1,9})\s*(s|m|h|d)", re.ASCII)
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def parse_duration(value: object) -> object:
+    """Read ``90s``, ``30m``, ``6h`` or ``2d`` as a timedelta; pass a timedelta through."""
+    if isinstance(value, timedelta):
+        return value
+    match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError("not a duration with its unit")
+    try:
+        length = timedelta(**{_UNITS[match[2]]: int(match[1])})
+    except OverflowError:
+        raise ValueError("too long") from None
+    if not length:
+        raise ValueError("not longer than nothing")
+    return length
+
+
+def format_duration(length: timedelta) -> str:
+    """Return the shortest text that ``parse_duration`` reads as ``length`` (whole seconds)."""
+    seconds = int(length.total_seconds())
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds % size == 0:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
+def _parse_network(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            return ip_network(value.strip(), strict=False)
+        except ValueError:
+            raise ValueError("not an address or network") from None
+    if isinstance(value, IPv4Network | IPv6Network):
+        return value
+    raise ValueError("not an address or network")
+
+
+def _check_http_url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("not an http(s) URL")
+    return value.rstrip("/")
+
+
+def _check_database_url(value: str) -> str:
+    scheme = value.partition(":")[0].partition("+")[0]
+    if scheme not in {"sqlite", "postgresql", "postgres", "mysql", "mariadb"} or "://" not in value:
+        raise ValueError("not the URL of a database that is known")
+    return value
+
+
+def _check_zone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError("not a time zone") from None
+    return value
+
+
+_MONTHS = {
+    name: n
+    for n, name in enumerate(
+        ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"], 1
+    )
+}
+_DAYS = {name: n for n, name in enumerate(["sun", "mon", "tue", "wed", "thu", "fri", "sat"])}
+_CRON_FIELDS: tuple[tuple[str, int, int, dict[str, int]], ...] = (
+    ("minute", 0, 59, {}),
+    ("hour", 0, 23, {}),
+    ("day of month", 1, 31, {}),
+    ("month", 1, 12, _MONTHS),
+    ("day of week", 0, 7, _DAYS),
+)
+_CRON_ITEM = re.compile(r"(?:\*|(\w{1,3})(?:-(\w{1,3}))?)(?:/(\d{1,3}))?", re.ASCII)
+
+
+def _check_cron_item(item: str, field: tuple[str, int, int, dict[str, int]]) -> None:
+    name, low, high, words = field
+    match = _CRON_ITEM.fullmatch(item)
+    if match is None:
+        raise ValueError(f"the {name} field cannot be read")
+    first, last, step = match.groups()
+    bounds = []
+    for text in (first, last):
+        if text is None:
+            continue
+        number = words.get(text.lower(), int(text) if text.isdigit() else -1)
+        if not low <= number <= high:
+            raise ValueError(f"the {name} field is not within {low}-{high}")
+        bounds.append(number)
+    if len(bounds) == 2 and bounds[0] > bounds[1]:  # noqa: PLR2004 - a range has two ends
+        raise ValueError(f"the {name} field has a range that runs backwards")
+    if step is not None and (int(step) == 0 or len(bounds) == 1):
+        raise ValueError(f"the {name} field has a step without a range")
+
+
+def check_cron(value: str) -> str:
+    """Return a standard crontab line unchanged; ValueError says which of the five fields is wrong.
+
+    Days of the week are 0 to 7, where 0 and 7 are Sunday (crontab(5)).
+    """
+    parts = value.split()
+    if len(parts) != len(_CRON_FIELDS):
+        raise ValueError(f"{len(parts)} fields instead of five")
+    for part, field in zip(parts, _CRON_FIELDS, strict=True):
+        for item in part.split(","):
+            _check_cron_item(item, field)
+    return value
+
+
+def _plain_text(value: object) -> object:
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("empty")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_plain_text), Expected("a text that is not empty")]
+Count = Annotated[int, Field(ge=1, le=2**53)]
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(parse_duration),
+    PlainSerializer(format_duration, when_used="json"),
+    Expected("a duration such as 90s, 30m, 6h or 2d"),
+]
+Network = Annotated[
+    IPv4Network | IPv6Network,
+    BeforeValidator(_parse_network),
+    Expected("an address or network such as 10.0.0.0/8"),
+]
+HttpUrl = Annotated[
+    str, BeforeValidator(lambda v: _check_http_url(v) if isinstance(v, str) else v),
+    Expected("a URL such as https://host/path"),
+]  # fmt: skip
+DatabaseUrl = Annotated[
+    str, BeforeValidator(lambda v: _check_database_url(v) if isinstance(v, str) else v),
+    Expected("a URL that begins with sqlite:///, postgresql://, mysql:// or mariadb://"),
+]  # fmt: skip
+Cron = Annotated[
+    str, BeforeValidator(lambda v: check_cron(v) if isinstance(v, str) else v),
+    Expected('a crontab line such as "0 3 * * *" (minute, hour, day, month, day of week)'),
+]  # fmt: skip
+TimeZone = Annotated[
+    str, BeforeValidator(lambda v: _check_zone(v) if isinstance(v, str) else v),
+    Expected("a time zone such as Asia/Shanghai or UTC"),
+]  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------------- tree
+
+
+class ServerSettings(Settings):
+    """Where the server listens and when it says "later"."""
+
+    host: Text = Field("127.0.0.1", description="the address to listen on; 0.0.0.0 for all")
+    port: int = Field(8080, ge=0, le=65535, description="0 takes any free port")
+    max_body_bytes: Count = Field(1048576, description="larger requests are answered 413")
+    max_waiting: Count = Field(
+        10000, description="more messages waiting than this: webhooks get 503 before the acknowledgement"
+    )
+    max_waiting_age_s: Count = Field(300, description='older than this, /readyz reports "degraded"')
+    min_free_mb: int = Field(200, ge=0, le=2**40, description="less free disk than this: webhooks get 503")
+    trusted_proxies: tuple[Network, ...] = Field(
+        (), description="reverse proxies whose X-Forwarded-For is believed"
+    )
+    private_networks: tuple[Network, ...] = Field(
+        tuple(map(ip_network, ("127.0.0.0/8", "::1", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))),
+        description="who may reach all but /webhook, /ws and /healthz without an admin token",
+    )
+
+
+class ChatSettings(Settings):
+    """How the bot behaves in chats."""
+
+    language: Literal["zh", "en"] = Field("zh", description="the bot's own sentences: zh or en")
+    command_prefix: Annotated[str, Field(pattern=r"^\S{1,8}$"), Expected("1 to 8 characters, no blanks")] = (
+        Field("/", description="what a command begins with")
+    )
+    enable_private: bool = Field(True, description="answer in private chats")
+    enable_in_groups: bool = Field(True, description="answer in groups")
+    require_at_in_groups: bool = Field(True, description="in groups only when mentioned; commands too")
+    scope: Scope = Field(
+        Scope.USER_IN_CHAT, description="who shares a conversation: user, user_in_chat, chat or thread"
+    )
+    max_message_length: int = Field(
+        4000, ge=20, le=1_000_000, description="characters of one message; longer answers are split"
+    )
+    max_input_tokens: Count = Field(4000, description="a longer question is refused with both numbers")
+    answer_within: Duration | None = Field(
+        timedelta(hours=6), description="older messages end expired, counted from receipt; null: for ever"
+    )
+    error_message: str | None = Field(
+        None, description="what is said when no answer could be made; null: the built-in sentence"
+    )
+    admins: tuple[Text, ...] = Field((), description="persons (account:id) who may use operator commands")
+
+
+class AccessSettings(Settings):
+    """Who may talk to the bot."""
+
+    default: Literal["allow", "deny"] = Field("allow", description="for all who are in neither list")
+    allow: tuple[Text, ...] = Field((), description="persons, user keys, chats or patterns such as feishu:*")
+    deny: tuple[Text, ...] = Field((), description="the same; deny wins over allow")
+    outsiders: Literal["ignore", "allow"] = Field(
+        "ignore", description="people of another company: ignore or allow"
+    )
+
+
+class PersistenceSettings(Settings):
+    """The conversation store."""
+
+    enabled: bool = Field(True, description="false: message texts are not kept, so there is no history")
+    db_url: DatabaseUrl = Field(
+        "sqlite:///data/conversations.db", repr=False, description="sqlite, postgresql, mysql or mariadb"
+    )
+    cleanup_days: int = Field(
+        30, ge=0, le=36500, description="conversations idle for longer are removed; 0: keep for ever"
+    )
+    max_history_turns: int = Field(
+        20, ge=0, le=100_000, description="a turn is a user message and all that answers it"
+    )
+    max_history_tokens: int = Field(8000, ge=0, le=2**53, description="history sent to the model")
+    auto_migrate: bool = Field(True, description="bring the schema up to date at start")
+
+
+class AISettings(Settings):
+    """The model that answers."""
+
+    enabled: bool = Field(True, description="false: only commands and plugins answer")
+    model: Text = Field(
+        "echo", description="echo, or PROVIDER:MODEL such as openai:gpt-4o or deepseek:deepseek-chat"
+    )
+    fallback_models: tuple[Text, ...] = Field((), description="asked in this order when the model fails")
+    base_url: HttpUrl | None = Field(None, description="any OpenAI-compatible server")
+    api_key: Secrets = Field(Secrets(), description="the provider's key")
+    system_prompt: str = Field("You are a helpful assistant.", description="stands before every history")
+    max_output_tokens: Count = Field(1024, description="the longest answer")
+    timeout_s: float = Field(60.0, gt=0, le=3600, description="per attempt")
+    conversation_persistence: PersistenceSettings = Field(
+        PersistenceSettings(), description="the conversation store"
+    )
+
+
+class MatchSettings(Settings):
+    """Where a rule applies; patterns with * and ?, what is absent matches all."""
+
+    platform: Text | None = Field(None, description="account names")
+    chat: Text | None = Field(None, description="chat ids")
+    user: Text | None = Field(None, description="persons")
+
+
+class BudgetSettings(Settings):
+    """One limit on tokens; several may apply and all must hold."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"), Expected("a short name")] = (
+        Field(description="unique; what was used is counted under it")
+    )
+    scope: Literal["user"] = Field("user", description="whose tokens are counted: user (a person)")
+    window: Literal["minute", "hour", "day", "week", "month", "total"] = Field(
+        "day", description="calendar window in schedule.timezone; weeks begin on Monday"
+    )
+    limit_tokens: Count = Field(description="input and output tokens together")
+    match: MatchSettings | None = Field(None, description="platform, chat, user: patterns; null: all")
+    on_exceeded: Literal["reject"] = Field("reject", description="the user is told the numbers")
+
+
+class NetworkSettings(Settings):
+    """How to reach the outside."""
+
+    proxy: HttpUrl | None = Field(
+        None, repr=False, description="an HTTP proxy; null: HTTPS_PROXY and NO_PROXY; never for loopback"
+    )
+    ca_file: Text | None = Field(None, description="a file of certificates to trust, PEM")
+
+
+class PlatformSettings(Settings):
+    """What every platform account has."""
+
+    #: Values of the built-in account that bears the type's name, as they stand in a configuration file,
+    #: e.g. ``{"app_id": "${FEISHU_APP_ID:-}"}``.
+    builtin: ClassVar[Mapping[str, Any]] = {}
+
+    type: str = Field(description="the platform; default: the account's name")
+    enabled: bool = Field(False, description="whether the server runs this account")
+    tenant: Text = Field(
+        "default", description="whose conversations these are, where several share a database"
+    )
+    insecure: bool = Field(False, description="true: events are taken without proof of who sent them")
+    network: NetworkSettings | None = Field(None, description="proxy and ca_file for this account alone")
+
+    def missing(self) -> list[str]:
+        """Return the keys without which an enabled account cannot prove who sent an event, or answer."""
+        return []
+
+    def warnings(self) -> list[str]:
+        """Return what the operator should know about an enabled account, one sentence each."""
+        if self.insecure:
+            return ["insecure: true: events are taken from anybody, without a signature"]
+        return []
+
+
+class JobSettings(Settings):
+    """A job that runs by the clock, once over all processes."""
+
+    enabled: bool = Field(True, description="false: only by command")
+    cron: Cron = Field(description="standard crontab, 0 and 7 are Sunday")
+
+
+class ScheduleSettings(Settings):
+    """When jobs run."""
+
+    timezone: TimeZone = Field("Asia/Shanghai", description="of jobs and of budget windows")
+    cleanup: JobSettings = Field(
+        JobSettings(cron="0 3 * * *"), description="removes conversations idle for cleanup_days"
+    )
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The time zone itself."""
+        return ZoneInfo(self.timezone)
+
+
+class PluginSettings(Settings):
+    """The operator's plugins."""
+
+    directory: Text = Field("plugins", description="where they lie")
+    enabled: tuple[Text, ...] = Field(("hello",), description="names, in the order in which they are asked")
+    settings: Mapping[str, Mapping[str, Any]] = Field({}, description="name -> that plugin's own part")
+
+
+class LogSettings(Settings):
+    """What is logged, and how."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
+        "INFO", description="DEBUG, INFO, WARNING, ERROR or CRITICAL"
+    )
+    format: Literal["console", "json"] = Field("console", description="console or json")
+
+    @field_validator("level", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+
+class BotSettings(Settings):
+    """The whole configuration."""
+
+    server: ServerSettings = Field(ServerSettings(), description="where the server listens")
+    chat: ChatSettings = Field(ChatSettings(), description="how the bot behaves in chats")
+    access: AccessSettings = Field(AccessSettings(), description="who may talk to the bot")
+    ai: AISettings = Field(AISettings(), description="the model that answers")
+    budgets: tuple[BudgetSettings, ...] = Field(
+        (BudgetSettings(name="daily-user", limit_tokens=100_000),),
+        description="limits on tokens; several may apply, all must hold",
+    )
+    budget_margin: float = Field(
+        1.15, ge=1, le=10, description="factor on reservations for models whose own encoding is not at hand"
+    )
+    network: NetworkSettings = Field(NetworkSettings(), description="how to reach the outside")
+    platforms: Mapping[str, PlatformSettings] = Field(
+        {}, description="account name -> settings; several accounts of one type are allowed"
+    )
+    schedule: ScheduleSettings = Field(ScheduleSettings(), description="when jobs run")
+    plugins: PluginSettings = Field(PluginSettings(), description="the operator's plugins")
+    logging: LogSettings = Field(LogSettings(), description="what is logged, and how")
+
+    @model_validator(mode="after")
+    def _unique_budgets(self) -> Self:
+        names = [budget.name for budget in self.budgets]
+        if len(set(names)) < len(names):
+            raise ValueError("two budgets have one name, so they would count together")
+        return self
