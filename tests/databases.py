@@ -1,0 +1,545 @@
+"""Databases for the tests: finds or starts the servers, and makes and drops one database per test.
+
+A server is looked for once, when the first test asks for it: the URL in ``TEST_POSTGRES_URL`` or
+``TEST_MARIADB_URL`` (the word ``new`` means a throw-away server), else the standard local port, else a
+throw-away server made with the programs that are installed. Names of databases hold the host and the process,
+so that runs beside each other do not meet, and the leftovers of a run that was killed are dropped by the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+import pwd
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pymysql
+from sqlalchemy.engine import make_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy.engine.url import URL
+
+KINDS = ("sqlite", "postgresql", "mariadb")
+CONNECT_TIMEOUT_S = 3
+START_TIMEOUT_S = 60
+
+
+class Unavailable(Exception):
+    """There is no server of this kind; the message says what was tried."""
+
+
+def make_template(url: str) -> None:
+    """Give an empty database the product's schema. Runs once per kind; every test gets a copy."""
+    try:
+        from feishu_bot.store.migrations import upgrade  # noqa: PLC0415 - only tests with a database need it
+    except ModuleNotFoundError as error:
+        if error.name != "feishu_bot.store.migrations":
+            raise
+        return
+    upgrade(url)
+
+
+class Server(ABC):
+    """One kind of database. ``create`` returns the URL of a new one, ``drop`` removes it, ``close`` all else."""
+
+    @abstractmethod
+    def create(self, *, blank: bool = False) -> str: ...
+
+    @abstractmethod
+    def drop(self, url: str) -> None: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+class Databases:
+    """All kinds of databases of one test session."""
+
+    def __init__(self, folder: Path) -> None:
+        self._makers: dict[str, Callable[[], Server]] = {
+            "sqlite": lambda: Sqlite(folder),
+            "postgresql": Postgres.find,
+            "mariadb": Mariadb.find,
+        }
+        self._servers: dict[str, Server | Unavailable] = {}
+
+    def server(self, kind: str) -> Server:
+        """Return the server of this kind. Raises Unavailable, each time for the same reason."""
+        if kind not in self._servers:
+            try:
+                self._servers[kind] = self._makers[kind]()
+            except Unavailable as error:
+                self._servers[kind] = error
+        found = self._servers[kind]
+        if isinstance(found, Unavailable):
+            raise found
+        return found
+
+    @contextlib.contextmanager
+    def database(self, kind: str, *, blank: bool = False) -> Iterator[str]:
+        """Yield the URL of an empty database that exists as long as the block; ``blank``: without schema."""
+        server = self.server(kind)
+        url = server.create(blank=blank)
+        try:
+            yield url
+        finally:
+            server.drop(url)
+
+    def close(self) -> None:
+        """Drop what is left and stop the servers that were started."""
+        for server in self._servers.values():
+            if isinstance(server, Server):
+                server.close()
+
+
+# ------------------------------------------------------------------------------------------------- SQLite
+
+
+class Sqlite(Server):
+    """Files, each in a folder of its own, copied from one that was migrated once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._numbers = itertools.count(1)
+        self._template: Path | None = None
+
+    def create(self, *, blank: bool = False) -> str:
+        path = self._folder / str(next(self._numbers)) / "bot.db"
+        path.parent.mkdir(parents=True)
+        if not blank:
+            self._copy_template(path)
+        return f"sqlite:///{path}"
+
+    def _copy_template(self, path: Path) -> None:
+        if self._template is None:
+            self._template = self._folder / "template" / "bot.db"
+            self._template.parent.mkdir()
+            make_template(f"sqlite:///{self._template}")
+        for file in self._template.parent.glob("bot.db*"):  # with a WAL, should one be left
+            shutil.copyfile(file, path.parent / file.name)
+
+    def drop(self, url: str) -> None:
+        shutil.rmtree(Path(url.removeprefix("sqlite:///")).parent, ignore_errors=True)
+
+    def close(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+# ------------------------------------------------------------------------------------- names on a server
+
+
+class Names:
+    """The names of this run's databases on a shared server."""
+
+    def __init__(self) -> None:
+        host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+        self._prefix = f"feishu_bot_test_{host}_"
+        self._numbers = itertools.count(1)
+        self.like = self._prefix.replace("_", r"\_") + "%"
+        self.template = f"{self._prefix}{os.getpid()}_template"
+
+    def new(self) -> str:
+        return f"{self._prefix}{os.getpid()}_{next(self._numbers)}"
+
+    def is_leftover(self, name: str) -> bool:
+        """Tell if ``name`` belongs to a run on this host that has ended; asked before this run makes any."""
+        match = re.fullmatch(re.escape(self._prefix) + r"(\d+)_\w+", name)
+        if match is None:
+            return False
+        pid = int(match[1])
+        return pid == os.getpid() or not _runs(pid)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+# --------------------------------------------------------------------------------------------- PostgreSQL
+
+
+class Postgres(Server):
+    """PostgreSQL: each database is a copy of a template database."""
+
+    def __init__(self, admin_url: str, cluster: Cluster | None = None) -> None:
+        self._url = make_url(admin_url)
+        self._cluster = cluster
+        self._names = Names()
+        self._admin = self._connect()
+        self._template_made = False
+        rows = self._admin.execute(
+            "SELECT datname FROM pg_database WHERE datname LIKE %s", [self._names.like]
+        ).fetchall()
+        for (name,) in rows:
+            if self._names.is_leftover(name):
+                self._drop(name)
+
+    @classmethod
+    def find(cls) -> Postgres:
+        """Return a server that works. Raises Unavailable."""
+        given = os.environ.get("TEST_POSTGRES_URL", "")
+        if given and given != "new":
+            try:
+                return cls(given)
+            except psycopg.Error as error:
+                raise Unavailable(f"TEST_POSTGRES_URL does not work: {_one_line(error)}") from None
+        if not given and _listens(5432):
+            for user, database in itertools.product(("postgres", "root"), ("postgres", "test", "root")):
+                with contextlib.suppress(psycopg.Error):
+                    return cls(f"postgresql://{user}@127.0.0.1:5432/{database}")
+        cluster = start_postgres()
+        return cls(cluster.url, cluster)
+
+    def _connect(self) -> psycopg.Connection[tuple[Any, ...]]:
+        admin = psycopg.connect(**_arguments(self._url, name="dbname"), autocommit=True)
+        row = admin.execute(
+            "SELECT rolsuper OR rolcreatedb FROM pg_roles WHERE rolname = current_user"
+        ).fetchone()
+        if row is None or not row[0]:
+            admin.close()
+            raise psycopg.OperationalError("the user may not create databases")
+        return admin
+
+    def create(self, *, blank: bool = False) -> str:
+        name = self._names.new()
+        if blank:
+            self._create(name)
+            return self._url_of(name)
+        if not self._template_made:
+            self._create(self._names.template)
+            make_template(self._url_of(self._names.template))
+            self._disconnect(self._names.template)  # a database in use cannot be copied
+            self._template_made = True
+        self._admin.execute(f"CREATE DATABASE {name} TEMPLATE {self._names.template}")
+        self._relax(name)
+        return self._url_of(name)
+
+    def _create(self, name: str) -> None:
+        self._admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8'")
+        self._relax(name)
+
+    def _relax(self, name: str) -> None:
+        # What a test commits need not survive a power cut.
+        self._admin.execute(f"ALTER DATABASE {name} SET synchronous_commit = off")
+
+    def _disconnect(self, name: str) -> None:
+        self._admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
+        )
+
+    def _url_of(self, name: str) -> str:
+        return self._url.set(database=name).render_as_string(hide_password=False)
+
+    def drop(self, url: str) -> None:
+        self._drop(make_url(url).database)
+
+    def _drop(self, name: str | None) -> None:
+        self._admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    def close(self) -> None:
+        if self._cluster is None:
+            self._drop(self._names.template)
+        self._admin.close()
+        if self._cluster is not None:
+            self._cluster.stop()
+
+
+# ------------------------------------------------------------------------------------------------ MariaDB
+
+
+class Mariadb(Server):
+    """MariaDB: each database gets the statements that the template's tables were made with."""
+
+    def __init__(self, admin_url: str, cluster: Cluster | None = None) -> None:
+        self._url = make_url(admin_url)
+        self._cluster = cluster
+        self._names = Names()
+        self._admin = pymysql.connect(
+            **_arguments(self._url, name="database"), charset="utf8mb4", autocommit=True
+        )
+        ((version,),) = self._run("SELECT version()")
+        if "MariaDB" not in version:
+            self._admin.close()
+            raise pymysql.OperationalError(f"the server is not MariaDB but {version}")
+        self._run("SET SESSION lock_wait_timeout = 10")
+        self._statements: list[str] | None = None
+        for (name,) in self._run(
+            "SELECT schema_name FROM information_schema.schemata WHERE schema_name LIKE %s", self._names.like
+        ):
+            if self._names.is_leftover(name):
+                self._drop(name)
+
+    @classmethod
+    def find(cls) -> Mariadb:
+        """Return a server that works. Raises Unavailable."""
+        given = os.environ.get("TEST_MARIADB_URL", "")
+        if given and given != "new":
+            try:
+                return cls(given)
+            except pymysql.Error as error:
+                raise Unavailable(f"TEST_MARIADB_URL does not work: {_one_line(error)}") from None
+        if not given and _listens(3306):
+            with contextlib.suppress(pymysql.Error):
+                return cls("mariadb://root@127.0.0.1:3306/")
+        cluster = start_mariadb()
+        return cls(cluster.url, cluster)
+
+    def _run(self, statement: str, *values: Any) -> tuple[tuple[Any, ...], ...]:
+        with self._admin.cursor() as cursor:
+            cursor.execute(statement, values or None)
+            return tuple(cursor.fetchall())
+
+    def create(self, *, blank: bool = False) -> str:
+        if not blank and self._statements is None:
+            self._create(self._names.template)
+            make_template(self._url_of(self._names.template))
+            self._statements = self._dump()
+        name = self._names.new()
+        self._create(name)
+        if not blank:
+            self._run(f"USE {name}")
+            for statement in self._statements or ():
+                self._run(statement)
+        return self._url_of(name)
+
+    def _create(self, name: str) -> None:
+        self._run(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+
+    def _dump(self) -> list[str]:
+        """Return what makes the template again in the current database: tables, then the rows they hold."""
+        template = self._names.template
+        self._run(f"USE {template}")
+        tables = [name for (name,) in self._run("SHOW TABLES")]
+        statements = ["SET SESSION foreign_key_checks = 0"]  # tables come by name, not by reference
+        statements += [self._run(f"SHOW CREATE TABLE `{table}`")[0][1] for table in tables]
+        statements.append("SET SESSION foreign_key_checks = 1")
+        for table in tables:
+            if self._run(f"SELECT 1 FROM `{table}` LIMIT 1"):
+                statements.append(f"INSERT INTO `{table}` SELECT * FROM {template}.`{table}`")
+        return statements
+
+    def _url_of(self, name: str) -> str:
+        return self._url.set(database=name).render_as_string(hide_password=False)
+
+    def drop(self, url: str) -> None:
+        self._drop(make_url(url).database)
+
+    def _drop(self, name: str | None) -> None:
+        # A transaction that a test left open would hold the tables.
+        for (thread,) in self._run("SELECT id FROM information_schema.processlist WHERE db = %s", name):
+            if thread != self._admin.thread_id():
+                with contextlib.suppress(pymysql.OperationalError):  # gone in the meantime
+                    self._run(f"KILL {thread}")
+        self._run(f"DROP DATABASE IF EXISTS {name}")
+
+    def close(self) -> None:
+        if self._cluster is None:
+            self._drop(self._names.template)
+        self._admin.close()
+        if self._cluster is not None:
+            self._cluster.stop()
+
+
+# --------------------------------------------------------------------------------------- throw-away servers
+
+
+class Cluster:
+    """A database server of this run's own, in a temporary folder; it ends with this process at the latest."""
+
+    def __init__(self, folder: Path, user: str | None) -> None:
+        self.folder = folder
+        self.user = user
+        self.url = ""
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def run(self, *command: str) -> None:
+        """Run a command as the server's user. Raises Unavailable with its last line if it fails."""
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            **self._as_user(),
+        )
+        if done.returncode:
+            lines = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
+            self.stop()
+            raise Unavailable(f"{Path(command[0]).name} failed: {lines[-1] if lines else 'no output'}")
+
+    def start(self, *command: str, stop_with: str) -> None:
+        """Start the server. A shell beside it waits for the end of our pipe, however this process ends."""
+        script = '"$@" >server.log 2>&1 & cat >/dev/null; kill -$STOP $! ; wait $! ; rm -rf "$FOLDER"'
+        self._process = subprocess.Popen(
+            ["/bin/sh", "-c", script, "sh", *command],
+            cwd=self.folder,
+            env={"PATH": os.defpath, "STOP": stop_with, "FOLDER": str(self.folder), "LC_ALL": "C"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # an interrupt at the terminal is for the tests
+            **self._as_user(),
+        )
+
+    def wait(self, connect: Callable[[], Any], error: type[Exception]) -> None:
+        """Wait until ``connect`` works. Raises Unavailable when it has not for a minute."""
+        end = time.monotonic() + START_TIMEOUT_S
+        while True:
+            try:
+                connect().close()
+            except error as reason:
+                if time.monotonic() > end:
+                    self.stop()
+                    raise Unavailable(f"the throw-away server does not answer: {_one_line(reason)}") from None
+                time.sleep(0.05)
+            else:
+                return
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            self._process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _as_user(self) -> dict[str, Any]:
+        if self.user is None:
+            return {}
+        entry = pwd.getpwnam(self.user)
+        return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+
+
+def start_postgres() -> Cluster:
+    """Start PostgreSQL without fsync on a free port. Raises Unavailable where it is not installed."""
+    found = shutil.which("initdb")
+    folders = [Path(found).resolve().parent, Path(found).parent] if found else []
+    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    programs = next((f for f in folders if (f / "initdb").exists() and (f / "postgres").exists()), None)
+    if programs is None:
+        raise Unavailable("nothing usable on port 5432, no TEST_POSTGRES_URL, no initdb")
+    cluster = _new_cluster("postgres")
+    data = str(cluster.folder / "data")
+    cluster.run(
+        f"{programs}/initdb",
+        "-D",
+        data,
+        "-U",
+        "postgres",
+        "-A",
+        "trust",
+        "-E",
+        "UTF8",
+        "--locale=C",
+        "--no-sync",
+    )
+    port = _free_port()
+    settings = {
+        "listen_addresses": "127.0.0.1",
+        "port": port,
+        "unix_socket_directories": "",
+        "fsync": "off",
+        "full_page_writes": "off",
+        "synchronous_commit": "off",
+    }
+    options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
+    cluster.start(f"{programs}/postgres", "-D", data, *options, stop_with="QUIT")
+    cluster.url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
+    cluster.wait(lambda: psycopg.connect(cluster.url, connect_timeout=CONNECT_TIMEOUT_S), psycopg.Error)
+    return cluster
+
+
+def start_mariadb() -> Cluster:
+    """Start MariaDB without fsync on a free port. Raises Unavailable where it is not installed."""
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
+    install, server = (shutil.which(name, path=path) for name in ("mariadb-install-db", "mariadbd"))
+    if install is None or server is None:
+        raise Unavailable(
+            "nothing usable on port 3306, no TEST_MARIADB_URL, no mariadbd with mariadb-install-db"
+        )
+    cluster = _new_cluster("mysql")
+    data = f"--datadir={cluster.folder / 'data'}"
+    cluster.run(install, "--no-defaults", data, "--auth-root-authentication-method=normal", "--skip-test-db")
+    port = _free_port()
+    cluster.start(
+        server,
+        "--no-defaults",
+        data,
+        f"--port={port}",
+        "--bind-address=127.0.0.1",
+        f"--socket={cluster.folder / 'sock'}",
+        "--innodb-flush-log-at-trx-commit=0",
+        "--innodb-flush-method=nosync",
+        "--innodb-buffer-pool-size=64M",
+        "--skip-log-bin",
+        stop_with="KILL",
+    )
+    cluster.url = f"mariadb://root@127.0.0.1:{port}/"
+    cluster.wait(
+        lambda: pymysql.connect(host="127.0.0.1", port=port, user="root", connect_timeout=CONNECT_TIMEOUT_S),
+        pymysql.Error,
+    )
+    return cluster
+
+
+def _new_cluster(preferred_user: str) -> Cluster:
+    """Make the folder. Both servers refuse to run as root, so root hands it to somebody else."""
+    folder = Path(tempfile.mkdtemp(prefix="feishu-bot-test-"))
+    user = None
+    if os.geteuid() == 0:
+        known = {entry.pw_name for entry in pwd.getpwall()}
+        user = next((name for name in (preferred_user, "nobody") if name in known), None)
+        if user is None:
+            folder.rmdir()
+            raise Unavailable("root cannot run a throw-away server, and there is no user nobody")
+        shutil.chown(folder, user)
+    return Cluster(folder, user)
+
+
+# -------------------------------------------------------------------------------------------- connections
+
+
+def _arguments(url: URL, *, name: str) -> dict[str, Any]:
+    """Return the URL as a driver's arguments; ``name`` is what that driver calls the database."""
+    arguments = {
+        "host": url.host,
+        "port": url.port,
+        "user": url.username,
+        "password": url.password,
+        name: url.database,
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        **url.query,
+    }
+    return {key: value for key, value in arguments.items() if value not in {None, ""}}
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(CONNECT_TIMEOUT_S)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
