@@ -51,10 +51,13 @@ class PlatformContext:
     """What the server hands to a platform.
 
     ``identified`` is called when the bot's own id has become known, so that waiting mentions are judged.
+    ``require_at_in_groups``: True: the text of what is not addressed is dropped on arrival; False: it is
+    answered too, so it is kept.
     """
 
     network: NetworkSettings = field(default_factory=NetworkSettings)
     language: str = "zh"
+    require_at_in_groups: bool = True
     identified: Callable[[], None] = lambda: None
 
 
