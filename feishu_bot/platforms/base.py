@@ -116,6 +116,8 @@ def platform_types() -> dict[str, type[Platform]]:
     for info in pkgutil.iter_modules(platforms.__path__, platforms.__name__ + "."):
         module = importlib.import_module(info.name)
         for value in vars(module).values():
-            if inspect.isclass(value) and value.__module__ == module.__name__ and issubclass(value, Platform):
+            if not inspect.isclass(value) or value.__module__ != module.__name__ or inspect.isabstract(value):
+                continue
+            if issubclass(value, Platform):
                 found[value.name] = value
     return found
