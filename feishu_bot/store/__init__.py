@@ -1,0 +1,1 @@
+"""Everything SQL: one code for SQLite, PostgreSQL and MariaDB."""

@@ -1,0 +1,306 @@
+"""What ends or removes rows beside the way of a message; always in pieces of bounded size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import bindparam, delete, func, select, update
+
+from feishu_bot.model import End, InboundMessage
+from feishu_bot.store import budgets
+from feishu_bot.store.engine import insert_ignore
+from feishu_bot.store.inbox import RETRIED, count_ends
+from feishu_bot.store.outbox import push
+from feishu_bot.store.schema import OPEN, PENDING, conversations, inbox, lanes, messages, outbox, reservations
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from feishu_bot.store.work import Transaction
+
+PIECE = 500  # rows changed by one transaction, so that no writer waits noticeably
+KEEP_ENDED_MS = 48 * 3600 * 1000  # as long as a platform may repeat an event
+
+# ------------------------------------------------------------------------------------------------- expiring
+
+_OLD_ROWS = (
+    select(inbox.c.id, inbox.c.account, inbox.c.lane_key, inbox.c.payload)
+    .where(inbox.c.state == OPEN, inbox.c.received_at < bindparam("cutoff"))
+    .order_by(inbox.c.id)
+    .limit(bindparam("most"))
+)
+_LOCK_FREE_LANES = (
+    select(lanes.c.key)
+    .where(
+        lanes.c.key.in_(bindparam("keys", expanding=True)),
+        (lanes.c.lease_token.is_(None)) | (lanes.c.lease_until < bindparam("now")),
+    )
+    .order_by(lanes.c.key)
+    .with_for_update(skip_locked=True)
+)
+_EXPIRE = (
+    update(inbox)
+    .where(inbox.c.id.in_(bindparam("ids", expanding=True)), inbox.c.state == OPEN)
+    .values(state=End.EXPIRED.value, reason="too old to answer", ended_at=bindparam("now"))
+)
+
+
+def expire(
+    tx: Transaction,
+    *,
+    older_than_ms: int,
+    note: Callable[[InboundMessage, int], dict[str, Any] | None],
+    shard: int = 0,
+    most: int = 5000,
+) -> int:
+    """End messages that were received longer ago than ``older_than_ms``; one note per chat says how many.
+
+    ``note`` makes the outbox row of a note from one of the chat's messages and their number, or None.
+    """
+    cutoff = tx.now_ms - older_than_ms
+    rows = tx.connection.execute(_OLD_ROWS, {"cutoff": cutoff, "most": most}).all()
+    if not rows:
+        return 0
+    keys = sorted({r.lane_key for r in rows})
+    free = set(tx.connection.execute(_LOCK_FREE_LANES, {"keys": keys, "now": tx.now_ms}).scalars())
+    rows = [r for r in rows if r.lane_key in free]
+    if not rows:
+        return 0
+    ids = [r.id for r in rows]
+    still = set(
+        tx.connection.execute(select(inbox.c.id).where(inbox.c.id.in_(ids), inbox.c.state == OPEN)).scalars()
+    )
+    rows = [r for r in rows if r.id in still]
+    tx.connection.execute(_EXPIRE, {"ids": ids, "now": tx.now_ms})
+    budgets.settle(tx, ids, {}, {})
+    ended: dict[tuple[str, str], int] = {}
+    chats: dict[tuple[str, str, str], list[InboundMessage]] = {}
+    for row in rows:
+        key = (row.account, End.EXPIRED.value)
+        ended[key] = ended.get(key, 0) + 1
+        message = InboundMessage.from_json(row.payload)
+        chats.setdefault(
+            (row.account, message.chat_id, "" if message.chat_id else message.person), []
+        ).append(message)
+    count_ends(tx, ended, shard=shard)
+    notes = [note(found[-1], len(found)) for found in chats.values()]
+    push(tx, [n for n in notes if n is not None])
+    return len(rows)
+
+
+# ------------------------------------------------------------------------------------------------- pruning
+
+
+def prune(tx: Transaction, *, shard: int = 0) -> int:
+    """Remove one piece of ended inbox and outbox rows that no platform repeats any more; return how many."""
+    cutoff = tx.now_ms - KEEP_ENDED_MS
+    old = tx.connection.execute(
+        select(inbox.c.id, inbox.c.account)
+        .where(inbox.c.ended_at < cutoff, inbox.c.state.not_in((End.DEAD.value, End.EXPIRED.value)))
+        .order_by(inbox.c.ended_at)
+        .limit(PIECE)
+    ).all()
+    removed: dict[tuple[str, str], int] = {}
+    for row in old:
+        key = (row.account, "removed")
+        removed[key] = removed.get(key, 0) + 1
+    if old:
+        tx.connection.execute(delete(inbox).where(inbox.c.id.in_([r.id for r in old])))
+        count_ends(tx, removed, shard=shard)
+    sent = list(
+        tx.connection.execute(
+            select(outbox.c.id)
+            .where(outbox.c.ended_at < cutoff, outbox.c.state == "sent")
+            .order_by(outbox.c.ended_at)
+            .limit(PIECE)
+        ).scalars()
+    )
+    if sent:
+        tx.connection.execute(delete(outbox).where(outbox.c.id.in_(sent)))
+    return len(old) + len(sent)
+
+
+def prune_lanes(tx: Transaction) -> int:
+    """Remove one piece of lanes with nothing to do; a message that comes makes its lane anew."""
+    keys = list(
+        tx.connection.execute(
+            select(lanes.c.key)
+            .where(
+                lanes.c.ready_at.is_(None),
+                lanes.c.send_ready_at.is_(None),
+                lanes.c.lease_token.is_(None),
+                lanes.c.send_token.is_(None),
+            )
+            .order_by(lanes.c.key)
+            .limit(PIECE)
+            .with_for_update(skip_locked=True)
+        ).scalars()
+    )
+    if keys:
+        tx.connection.execute(delete(lanes).where(lanes.c.key.in_(keys)))
+    return len(keys)
+
+
+def settle_orphans(tx: Transaction) -> int:
+    """Book reservations whose message has ended; there are none unless something went wrong."""
+    ids = list(
+        tx.connection.execute(
+            select(reservations.c.inbox_id)
+            .select_from(reservations.outerjoin(inbox, inbox.c.id == reservations.c.inbox_id))
+            .where((inbox.c.id.is_(None)) | (inbox.c.state != OPEN))
+            .limit(PIECE)
+        ).scalars()
+    )
+    budgets.settle(tx, ids, {}, {})
+    return len(ids)
+
+
+# -------------------------------------------------------------------------------------------- conversations
+
+
+def idle_conversations(tx: Transaction, days: int) -> int:
+    """Count the conversations without activity for ``days``."""
+    cutoff = datetime.fromtimestamp(tx.now_ms / 1000, UTC) - timedelta(days=days)
+    statement = select(func.count()).where(
+        conversations.c.last_activity < cutoff, conversations.c.hidden_at.is_(None)
+    )
+    return int(tx.connection.execute(statement).scalar_one())
+
+
+def hide_idle(tx: Transaction, days: int) -> int:
+    """Hide conversations without activity for ``days`` in one statement; ``remove_hidden`` takes their rows."""
+    now = datetime.fromtimestamp(tx.now_ms / 1000, UTC)
+    result = tx.connection.execute(
+        update(conversations)
+        .where(
+            conversations.c.last_activity < now - timedelta(days=days), conversations.c.hidden_at.is_(None)
+        )
+        .values(hidden_at=now, scope_key=None, version=conversations.c.version + 1)
+    )
+    return int(result.rowcount)
+
+
+def remove_hidden(tx: Transaction) -> int:
+    """Remove one piece of what is hidden: messages first, then the conversations that have none left."""
+    hidden = list(
+        tx.connection.execute(
+            select(conversations.c.id)
+            .where(conversations.c.hidden_at.is_not(None))
+            .order_by(conversations.c.id)
+            .limit(PIECE)
+        ).scalars()
+    )
+    if not hidden:
+        return 0
+    doomed = list(
+        tx.connection.execute(
+            select(messages.c.id).where(messages.c.conversation_id.in_(hidden)).limit(PIECE)
+        ).scalars()
+    )
+    if doomed:
+        tx.connection.execute(delete(messages).where(messages.c.id.in_(doomed)))
+        return len(doomed)
+    tx.connection.execute(delete(conversations).where(conversations.c.id.in_(hidden)))
+    return len(hidden)
+
+
+# -------------------------------------------------------------------------------------------- dead letters
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Something given up: a message (``in-7``) or a part of a reply (``out-9``)."""
+
+    id: str
+    account: str
+    state: str
+    reason: str
+    attempts: int
+    ended_at: int
+    text: str
+
+
+_GIVEN_UP_IN = (End.DEAD.value, End.EXPIRED.value)
+_GIVEN_UP_OUT = ("dead", "refused", "expired")
+
+
+def dead_letters(tx: Transaction, *, limit: int = 200) -> list[DeadLetter]:
+    """Return what was given up or expired, newest first."""
+    ins = tx.connection.execute(
+        select(inbox).where(inbox.c.state.in_(_GIVEN_UP_IN)).order_by(inbox.c.ended_at.desc()).limit(limit)
+    ).all()
+    outs = tx.connection.execute(
+        select(outbox)
+        .where(outbox.c.state.in_(_GIVEN_UP_OUT))
+        .order_by(outbox.c.ended_at.desc())
+        .limit(limit)
+    ).all()
+    letters = [
+        DeadLetter(f"in-{r.id}", r.account, r.state, r.reason or "", r.attempts, r.ended_at, r.payload)
+        for r in ins
+    ]
+    letters += [
+        DeadLetter(f"out-{r.id}", r.account, r.state, r.last_error or "", r.attempts, r.ended_at, r.payload)
+        for r in outs
+    ]
+    return sorted(letters, key=lambda letter: letter.ended_at, reverse=True)[:limit]
+
+
+def _touch(tx: Transaction, key: str, column: str) -> None:
+    tx.connection.execute(select(lanes.c.key).where(lanes.c.key == key).with_for_update()).all()
+    tx.connection.execute(
+        update(lanes)
+        .where(lanes.c.key == key)
+        .values({column: func.coalesce(lanes.c[column], bindparam("now"))}),
+        {"now": tx.now_ms},
+    )
+
+
+def retry_dead(tx: Transaction, ids: Sequence[str], *, shard: int = 0) -> list[str]:
+    """Open these letters again: a message is answered anew, a part is sent again. Returns those that were dead."""
+    done: list[str] = []
+    for letter in ids:
+        side, _, number = letter.partition("-")
+        table, states = (inbox, _GIVEN_UP_IN) if side == "in" else (outbox, _GIVEN_UP_OUT)
+        row = tx.connection.execute(
+            select(table).where(table.c.id == int(number), table.c.state.in_(states))
+        ).one_or_none()
+        if row is None:
+            continue
+        tx.connection.execute(insert_ignore(tx.kind, lanes, ("key",)), {"key": row.lane_key})
+        _touch(tx, row.lane_key, "ready_at" if side == "in" else "send_ready_at")
+        if side == "in":
+            values: dict[str, Any] = {
+                "state": OPEN,
+                "reason": RETRIED,
+                "attempts": 0,
+                "begun_token": None,
+                "received_at": tx.now_ms,
+                "ended_at": None,
+            }
+            count_ends(tx, {(row.account, row.state): -1}, shard=shard)
+        else:
+            values = {"state": PENDING, "not_before": 0, "ended_at": None, "first_attempt_at": None}
+        tx.connection.execute(update(table).where(table.c.id == row.id).values(values))
+        done.append(letter)
+    return done
+
+
+def drop_dead(tx: Transaction, ids: Sequence[str], *, shard: int = 0) -> list[str]:
+    """Remove these letters for good. Returns those that were there."""
+    done: list[str] = []
+    for letter in ids:
+        side, _, number = letter.partition("-")
+        table, states = (inbox, _GIVEN_UP_IN) if side == "in" else (outbox, _GIVEN_UP_OUT)
+        row = tx.connection.execute(
+            select(table.c.id, table.c.account).where(table.c.id == int(number), table.c.state.in_(states))
+        ).one_or_none()
+        if row is None:
+            continue
+        tx.connection.execute(delete(table).where(table.c.id == row.id))
+        if side == "in":
+            count_ends(tx, {(row.account, "removed"): 1}, shard=shard)
+        done.append(letter)
+    return done

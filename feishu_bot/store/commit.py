@@ -1,0 +1,517 @@
+"""Step 7: all that the end of a message means, in one transaction guarded by the lane's lease."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Row, bindparam, case, delete, func, insert, select, update
+
+from feishu_bot.errors import LeaseLost
+from feishu_bot.model import CallUsage, End
+from feishu_bot.store import budgets
+from feishu_bot.store.engine import insert_ignore
+from feishu_bot.store.history import ROWS_PER_TURN, HistoryCache
+from feishu_bot.store.inbox import ANY_OPEN, LEASE_MS, count_ends, ledger_of
+from feishu_bot.store.schema import (
+    ATTEMPTING,
+    OPEN,
+    PENDING,
+    SENT,
+    conversations,
+    inbox,
+    lanes,
+    messages,
+    outbox,
+)
+from feishu_bot.store.work import Change, Committed, HistoryRow, Lease, PartToSend
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from feishu_bot.model import BudgetRefusal
+    from feishu_bot.store.work import NewPart, Outcome, PlannedCall, Transaction, Work
+
+AnyRow = Row[*tuple[Any, ...]]
+
+LOCK_LANES = (
+    select(
+        lanes.c.key,
+        lanes.c.lease_owner,
+        lanes.c.lease_token,
+        lanes.c.send_ready_at,
+        lanes.c.send_owner,
+        lanes.c.send_until,
+        lanes.c.send_token,
+    )
+    .where(lanes.c.key.in_(bindparam("keys", expanding=True)))
+    .order_by(lanes.c.key)
+    .with_for_update()
+)
+_STILL_OPEN = select(inbox.c.id).where(
+    inbox.c.id.in_(bindparam("ids", expanding=True)), inbox.c.state == OPEN
+)
+_CONVERSATION = (
+    conversations.c.id,
+    conversations.c.public_id,
+    conversations.c.scope_key,
+    conversations.c.tenant_id,
+    conversations.c.last_seq,
+    conversations.c.version,
+    conversations.c.title,
+)
+_LOCK_BY_ID = (
+    select(*_CONVERSATION)
+    .where(conversations.c.id.in_(bindparam("ids", expanding=True)), conversations.c.hidden_at.is_(None))
+    .order_by(conversations.c.id)
+    .with_for_update()
+)
+_LOCK_BY_PUBLIC_ID = (
+    select(*_CONVERSATION)
+    .where(conversations.c.public_id.in_(bindparam("keys", expanding=True)))
+    .order_by(conversations.c.id)
+    .with_for_update()
+)
+_LOCK_BY_SCOPE = (
+    select(*_CONVERSATION)
+    .where(conversations.c.scope_key.in_(bindparam("keys", expanding=True)))
+    .order_by(conversations.c.id)
+    .with_for_update()
+)
+_APPEND = (
+    update(conversations)
+    .where(conversations.c.id == bindparam("cid"))
+    .values(
+        last_seq=conversations.c.last_seq + bindparam("added"),
+        message_count=conversations.c.message_count + bindparam("added"),
+        total_tokens=conversations.c.total_tokens + bindparam("tokens"),
+        version=conversations.c.version + 1,
+        last_activity=bindparam("now"),
+        title=func.coalesce(conversations.c.title, bindparam("new_title")),
+    )
+)
+_ARCHIVE = (
+    update(conversations)
+    .where(conversations.c.id == bindparam("cid"))
+    .values(scope_key=None, version=conversations.c.version + 1)
+)
+_DELETE_MESSAGES = delete(messages).where(messages.c.conversation_id == bindparam("cid"))
+_CLEAR = (
+    update(conversations)
+    .where(conversations.c.id == bindparam("cid"))
+    .values(
+        total_tokens=0,
+        message_count=0,
+        summary=None,
+        version=conversations.c.version + 1,
+        last_activity=bindparam("now"),
+    )
+)
+_SAVED = select(messages.c.conversation_id, messages.c.save_key).where(
+    messages.c.save_key.in_(bindparam("keys", expanding=True))
+)
+_INSERT_MESSAGES = insert(messages)
+_MESSAGE_IDS = select(messages.c.id, messages.c.conversation_id, messages.c.seq).where(
+    messages.c.conversation_id.in_(bindparam("ids", expanding=True)), messages.c.seq > bindparam("after")
+)
+_END = (
+    update(inbox)
+    .where(inbox.c.id == bindparam("inbox_id"), inbox.c.state == OPEN)
+    .values(
+        state=bindparam("new_state"),
+        reason=bindparam("new_reason"),
+        ended_at=bindparam("now"),
+        payload=case((bindparam("erase") == 1, "{}"), else_=inbox.c.payload),
+    )
+)
+_FREE_LANE = (
+    update(lanes)
+    .where(lanes.c.key == bindparam("lane"))
+    .values(
+        lease_owner=None,
+        lease_token=None,
+        lease_until=0,
+        ready_at=case((ANY_OPEN, bindparam("now")), else_=None),
+        send_ready_at=bindparam("new_ready"),
+        send_owner=bindparam("new_owner"),
+        send_until=bindparam("new_until"),
+        send_token=bindparam("new_token"),
+    )
+)
+_OUTBOX_IDS = select(outbox.c.id, outbox.c.source, outbox.c.kind, outbox.c.part).where(
+    outbox.c.source.in_(bindparam("sources", expanding=True)), outbox.c.state == ATTEMPTING
+)
+
+
+@dataclass(slots=True)
+class _Item:
+    """One outcome on its way through the commit."""
+
+    outcome: Outcome
+    lane: AnyRow
+    end: End
+    conversation: AnyRow | None = None
+    new_rows: list[dict[str, Any]] | None = None
+    first_part: dict[str, Any] | None = None
+
+
+def commit(
+    tx: Transaction, outcomes: Sequence[Outcome], *, cache: HistoryCache, shard: int = 0, keep_turns: int = 20
+) -> list[Committed | LeaseLost]:
+    """End messages: conversation, ledger, inbox and outbox together, or not at all.
+
+    An outcome whose lane has another owner by now, or whose message has ended, is dropped with LeaseLost; the
+    others are not touched by that.
+    """
+    items = _fence(tx, outcomes)
+    live = [item for item in items if isinstance(item, _Item)]
+    if live:
+        _find_conversations(tx, live)
+        _change_conversations(tx, live, cache)
+        ids = _store_messages(tx, live, cache, keep_turns)
+        _settle(tx, live)
+        _end(tx, live, shard)
+        sending = _hand_out(tx, live)
+    else:
+        ids, sending = {}, {}
+    results: list[Committed | LeaseLost] = []
+    for item in items:
+        if isinstance(item, LeaseLost):
+            results.append(item)
+            continue
+        inbox_id = item.outcome.work.inbox_id
+        conversation = item.conversation
+        results.append(
+            Committed(
+                end=item.end,
+                conversation_id=conversation.id if conversation is not None else None,
+                conversation_public_id=conversation.public_id if conversation is not None else None,
+                message_ids=tuple(ids.get(inbox_id, ())),
+                sending=sending.get(inbox_id),
+            )
+        )
+    return results
+
+
+def holds(row: AnyRow | None, lease: Lease) -> bool:
+    """Say whether the lane's row still names this lease."""
+    return row is not None and row.lease_token == lease.token and row.lease_owner == lease.owner
+
+
+def _fence(tx: Transaction, outcomes: Sequence[Outcome]) -> list[_Item | LeaseLost]:
+    keys = sorted({o.work.lease.lane_key for o in outcomes})
+    locked = {r.key: r for r in tx.connection.execute(LOCK_LANES, {"keys": keys})}
+    still_open = set(
+        tx.connection.execute(_STILL_OPEN, {"ids": [o.work.inbox_id for o in outcomes]}).scalars()
+    )
+    items: list[_Item | LeaseLost] = []
+    for outcome in outcomes:
+        lane = locked.get(outcome.work.lease.lane_key)
+        if lane is None or not holds(lane, outcome.work.lease):
+            items.append(LeaseLost("the lane has another owner"))
+        elif outcome.work.inbox_id not in still_open:
+            items.append(LeaseLost("the message has ended"))
+        else:
+            items.append(_Item(outcome, lane, outcome.end))
+    return items
+
+
+def _find_conversations(tx: Transaction, live: list[_Item]) -> None:
+    """Lock the conversations, make those that are needed and missing; note those that were deleted."""
+    known = {i.outcome.work.conversation.id for i in live if i.outcome.work.conversation is not None}
+    rows = {}
+    if known:
+        rows = {r.id: r for r in tx.connection.execute(_LOCK_BY_ID, {"ids": sorted(known)})}
+    to_make: list[_Item] = []
+    for item in live:
+        state = item.outcome.work.conversation
+        if state is not None:
+            item.conversation = rows.get(state.id)
+            if item.conversation is None:
+                item.end = End.IGNORED  # deleted while the answer was made: store and send nothing
+        elif item.outcome.messages and item.outcome.conversation is not None:
+            to_make.append(item)
+    if to_make:
+        _make_conversations(tx, to_make)
+
+
+def _make_conversations(tx: Transaction, items: list[_Item]) -> None:
+    now = datetime.fromtimestamp(tx.now_ms / 1000, UTC)
+    rows: list[dict[str, Any]] = []
+    for item in items:
+        new = item.outcome.conversation
+        assert new is not None  # noqa: S101  # the caller chose these items by it
+        rows.append(
+            {
+                "public_id": new.public_id,
+                "scope_key": new.scope_key,
+                "tenant_id": item.outcome.work.tenant_id,
+                "user_key": new.user_key,
+                "platform": new.platform,
+                "chat_id": new.chat_id,
+                "user_id": new.user_id,
+                "agent": new.agent,
+                "title": new.title,
+                "total_tokens": 0,
+                "message_count": 0,
+                "last_seq": 0,
+                "version": 0,
+                "created_at": now,
+                "last_activity": now,
+            }
+        )
+    # A library in another process may make the same scope's conversation at the same moment: one row wins.
+    tx.connection.execute(insert_ignore(tx.kind, conversations, ("tenant_id", "scope_key")), rows)
+    made = {
+        (r.tenant_id, r.scope_key): r
+        for r in tx.connection.execute(_LOCK_BY_SCOPE, {"keys": sorted({r["scope_key"] for r in rows})})
+    }
+    for item in items:
+        new = item.outcome.conversation
+        if new is not None:
+            item.conversation = made.get((item.outcome.work.tenant_id, new.scope_key))
+
+
+def _change_conversations(tx: Transaction, live: list[_Item], cache: HistoryCache) -> None:
+    """Do what commands ask: few, so one statement each."""
+    for item in live:
+        change, conversation = item.outcome.change, item.conversation
+        if change is None or conversation is None:
+            continue
+        if change is Change.ARCHIVE:
+            tx.connection.execute(_ARCHIVE, {"cid": conversation.id})
+        else:
+            now = datetime.fromtimestamp(tx.now_ms / 1000, UTC)
+            tx.connection.execute(_DELETE_MESSAGES, {"cid": conversation.id})
+            tx.connection.execute(_CLEAR, {"cid": conversation.id, "now": now})
+        tx.after_commit.append(lambda cid=conversation.id: cache.drop(cid))  # type: ignore[misc]
+
+
+def _store_messages(
+    tx: Transaction, live: list[_Item], cache: HistoryCache, keep_turns: int
+) -> dict[int, list[int]]:
+    """Insert the messages with their numbers, and carry the counters; return the new ids by inbox id."""
+    now = datetime.fromtimestamp(tx.now_ms / 1000, UTC)
+    saved = _already_saved(tx, live)
+    rows: list[dict[str, Any]] = []
+    updates: list[dict[str, Any]] = []
+    for item in live:
+        conversation = item.conversation
+        if conversation is None or not item.outcome.messages or item.end is End.IGNORED:
+            continue
+        new = [m for m in item.outcome.messages if (conversation.id, m.save_key) not in saved]
+        if not new:
+            continue
+        item.new_rows = [
+            {
+                "conversation_id": conversation.id,
+                "seq": conversation.last_seq + n,
+                "role": m.role,
+                "content": m.content,
+                "sender_id": m.sender_id,
+                "source_id": m.source_id,
+                "tokens": m.tokens,
+                "metadata_json": m.metadata_json,
+                "save_key": m.save_key,
+                "timestamp": now,
+            }
+            for n, m in enumerate(new, start=1)
+        ]
+        rows += item.new_rows
+        updates.append(
+            {
+                "cid": conversation.id,
+                "added": len(new),
+                "tokens": sum(m.tokens for m in new),
+                "now": now,
+                "new_title": item.outcome.conversation.title if item.outcome.conversation else None,
+            }
+        )
+        tail = [HistoryRow(r["seq"], r["role"], r["content"], r["tokens"]) for r in item.new_rows]
+        tx.after_commit.append(
+            lambda c=conversation, t=tail: _carry(cache, c, t, keep=keep_turns * ROWS_PER_TURN)  # type: ignore[misc]
+        )
+    if not rows:
+        return {}
+    tx.connection.execute(_INSERT_MESSAGES, rows)
+    tx.connection.execute(_APPEND, sorted(updates, key=lambda u: u["cid"]))
+    return _message_ids(tx, live)
+
+
+def _carry(cache: HistoryCache, conversation: AnyRow, tail: list[HistoryRow], *, keep: int) -> None:
+    if conversation.last_seq == 0:
+        cache.put(conversation.id, conversation.version + 1, tail)
+    else:
+        cache.append(conversation.id, conversation.version, conversation.version + 1, tail, keep=keep)
+
+
+def _already_saved(tx: Transaction, live: list[_Item]) -> set[tuple[int, str | None]]:
+    """Return what an earlier end of a retried message has stored; asked only where that can be."""
+    keys = [m.save_key for i in live if i.outcome.work.retried for m in i.outcome.messages if m.save_key]
+    if not keys:
+        return set()
+    return {(r.conversation_id, r.save_key) for r in tx.connection.execute(_SAVED, {"keys": keys})}
+
+
+def _message_ids(tx: Transaction, live: list[_Item]) -> dict[int, list[int]]:
+    """Return the ids of the messages just stored, for those who asked through a page (they show them)."""
+    asked = [
+        i for i in live if i.new_rows and i.conversation is not None and i.outcome.work.message.conversation
+    ]
+    if not asked:
+        return {}
+    conversation_ids = {i.conversation.id: i for i in asked if i.conversation is not None}
+    after = min(i.conversation.last_seq for i in asked if i.conversation is not None)
+    found: dict[int, list[int]] = {}
+    for row in tx.connection.execute(_MESSAGE_IDS, {"ids": sorted(conversation_ids), "after": after}):
+        item = conversation_ids[row.conversation_id]
+        if item.conversation is not None and row.seq > item.conversation.last_seq:
+            found.setdefault(item.outcome.work.inbox_id, []).append(row.id)
+    return {inbox_id: sorted(ids) for inbox_id, ids in found.items()}
+
+
+def _settle(tx: Transaction, live: list[_Item]) -> None:
+    calls: dict[tuple[int, int, int], CallUsage] = {}
+    reserved: list[int] = []
+    for item in live:
+        work = item.outcome.work
+        if work.planned.call is not None or work.attempt > 1:
+            reserved.append(work.inbox_id)
+        for call in item.outcome.calls:
+            calls[work.inbox_id, work.attempt, call.call] = call
+    conversation_ids = {
+        i.outcome.work.inbox_id: i.conversation.id if i.conversation is not None else None for i in live
+    }
+    budgets.settle(tx, reserved, calls, conversation_ids)
+
+
+def _end(tx: Transaction, live: list[_Item], shard: int) -> None:
+    ended: dict[tuple[str, str], int] = {}
+    rows = []
+    for item in live:
+        work = item.outcome.work
+        reason = item.outcome.reason
+        if item.end is not item.outcome.end:
+            reason = "the conversation was deleted"
+        rows.append(
+            {
+                "inbox_id": work.inbox_id,
+                "new_state": item.end.value,
+                "new_reason": reason[:255] if reason else None,
+                "now": tx.now_ms,
+                "erase": int(item.outcome.erase or item.end is End.IGNORED),
+            }
+        )
+        key = (work.message.account, item.end.value)
+        ended[key] = ended.get(key, 0) + 1
+    tx.connection.execute(_END, rows)
+    count_ends(tx, ended, shard=shard)
+
+
+def _hand_out(tx: Transaction, live: list[_Item]) -> dict[int, PartToSend]:
+    """Write the parts, free the lanes, and take the sending of a lane that nobody sends for."""
+    rows: list[dict[str, Any]] = []
+    frees: list[dict[str, Any]] = []
+    for item in live:
+        lane, lease = item.lane, item.outcome.work.lease
+        parts: tuple[NewPart, ...] = item.outcome.parts if item.end is not End.IGNORED else ()
+        new = [_part_row(tx, item, part) for part in parts]
+        unsent = [r for r in new if r["state"] == PENDING]
+        ready, owner, until, token = lane.send_ready_at, lane.send_owner, lane.send_until, lane.send_token
+        if unsent:
+            first = unsent[0]
+            # A row with a source of its own, or of a message that was answered anew, may exist already.
+            certain = not item.outcome.work.retried and parts[0].source is None
+            if ready is None and token is None and certain:
+                first["state"], first["attempts"], first["first_attempt_at"] = ATTEMPTING, 1, tx.now_ms
+                item.first_part = first
+                owner, until, token = lease.owner, tx.now_ms + LEASE_MS, lease.token
+            ready = tx.now_ms if ready is None else ready
+        rows += new
+        frees.append(
+            {
+                "lane": lane.key,
+                "now": tx.now_ms,
+                "new_ready": ready,
+                "new_owner": owner,
+                "new_until": until,
+                "new_token": token,
+            }
+        )
+    if rows:
+        tx.connection.execute(insert_ignore(tx.kind, outbox, ("source", "kind", "part")), rows)
+    tx.connection.execute(_FREE_LANE, frees)
+    return _parts_to_send(tx, live)
+
+
+def _part_row(tx: Transaction, item: _Item, part: NewPart) -> dict[str, Any]:
+    work = item.outcome.work
+    return {
+        "source": part.source or f"in:{work.inbox_id}",
+        "kind": part.kind,
+        "part": part.part,
+        "lane_key": work.lease.lane_key,
+        "account": work.message.account,
+        "payload": part.payload,
+        "state": SENT if part.sent else PENDING,
+        "attempts": 0,
+        "not_before": 0,
+        "reply_before": part.reply_before,
+        "first_attempt_at": None,
+        "created_at": tx.now_ms,
+        "ended_at": tx.now_ms if part.sent else None,
+    }
+
+
+def _parts_to_send(tx: Transaction, live: list[_Item]) -> dict[int, PartToSend]:
+    firsts = {
+        (i.first_part["source"], i.first_part["kind"], i.first_part["part"]): i for i in live if i.first_part
+    }
+    if not firsts:
+        return {}
+    sources = sorted({source for source, _, _ in firsts})
+    sending: dict[int, PartToSend] = {}
+    for row in tx.connection.execute(_OUTBOX_IDS, {"sources": sources}):
+        item = firsts.get((row.source, row.kind, row.part))
+        if item is None or item.first_part is None:
+            continue
+        sending[item.outcome.work.inbox_id] = PartToSend(
+            lease=item.outcome.work.lease,
+            id=row.id,
+            source=row.source,
+            kind=row.kind,
+            part=row.part,
+            account=item.first_part["account"],
+            payload=item.first_part["payload"],
+            attempts=1,
+            reply_before=item.first_part["reply_before"],
+            first_attempt_at=tx.now_ms,
+            unknown_at=None,
+        )
+    return sending
+
+
+# --------------------------------------------------------------------------------------- further reservations
+
+
+def reserve_calls(
+    tx: Transaction, requests: Sequence[tuple[Work, int, PlannedCall]]
+) -> list[BudgetRefusal | LeaseLost | None]:
+    """Reserve further calls (retries, fallbacks, tools) of messages being worked on; fenced like the commit."""
+    keys = sorted({work.lease.lane_key for work, _, _ in requests})
+    locked: Mapping[str, AnyRow] = {r.key: r for r in tx.connection.execute(LOCK_LANES, {"keys": keys})}
+    answers: list[BudgetRefusal | LeaseLost | None] = [
+        None
+        if holds(locked.get(work.lease.lane_key), work.lease)
+        else LeaseLost("the lane has another owner")
+        for work, _, _ in requests
+    ]
+    held = [i for i, answer in enumerate(answers) if answer is None]
+    calls = [
+        budgets.CallRequest(work.inbox_id, work.attempt, call, planned, ledger_of(work))
+        for work, call, planned in (requests[i] for i in held)
+    ]
+    for index, refusal in zip(held, budgets.reserve(tx, calls), strict=True):
+        answers[index] = refusal
+    return answers

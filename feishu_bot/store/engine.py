@@ -1,0 +1,258 @@
+"""Opening a database, and all that differs between the three kinds: named flags and statements, nothing else."""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Engine, Insert, Table, create_engine, event, func, select, text
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from feishu_bot.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from sqlalchemy import Connection
+    from sqlalchemy.engine.url import URL
+
+SQLITE_BUSY_MS = 15_000  # how long a writer waits for another process's transaction
+STATEMENT_TIMEOUT_S = 30
+CONNECT_TIMEOUT_S = 5
+
+_DRIVERS = {
+    "sqlite": "sqlite",
+    "postgres": "postgresql+psycopg",
+    "postgresql": "postgresql+psycopg",
+    "mysql": "mysql+pymysql",
+    "mariadb": "mysql+pymysql",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a kind of database can do, by name."""
+
+    kind: str  # sqlite, postgresql or mariadb
+    update_returning: bool
+    delete_returning: bool
+    single_writer: bool  # one writing transaction at a time: one writer thread, no row locks
+    notify: bool
+
+
+_CAPABILITIES = {
+    "sqlite": Capabilities(
+        "sqlite", update_returning=True, delete_returning=True, single_writer=True, notify=False
+    ),
+    "postgresql": Capabilities(
+        "postgresql", update_returning=True, delete_returning=True, single_writer=False, notify=True
+    ),
+    "mysql": Capabilities(
+        "mariadb", update_returning=False, delete_returning=True, single_writer=False, notify=False
+    ),
+}
+
+
+def capabilities(engine: Engine | Connection) -> Capabilities:
+    """Return what the database behind ``engine`` can do."""
+    return _CAPABILITIES[engine.dialect.name]
+
+
+def normalise_url(db_url: str) -> URL:
+    """Return the URL with our driver in it. Raises StoreUnavailable for a URL that no database of ours has."""
+    try:
+        url = make_url(db_url)
+    except ArgumentError:
+        raise StoreUnavailable("the database URL cannot be read (expected kind://user@host/name)") from None
+    kind = url.drivername.split("+")[0]
+    driver = _DRIVERS.get(kind)
+    if driver is None:
+        raise StoreUnavailable(f"{kind!r} databases are not supported; use sqlite, postgresql or mariadb")
+    url = url.set(drivername=driver)
+    if driver == "mysql+pymysql":
+        url = url.update_query_dict({"charset": "utf8mb4"})
+    return url
+
+
+def open_engine(db_url: str, *, echo: bool = False, pool_size: int = 5, max_overflow: int = 10) -> Engine:
+    """Open a database; the folder of a SQLite file is made. Connects only when used.
+
+    Writers get ``BEGIN IMMEDIATE`` on SQLite; readers take ``engine.execution_options(reader=True)``.
+    """
+    url = normalise_url(db_url)
+    if url.drivername == "sqlite":
+        return _open_sqlite(url, echo=echo)
+    if url.drivername == "postgresql+psycopg":
+        arguments: dict[str, Any] = {
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_S * 1000} -c timezone=UTC",
+            "application_name": "feishu-bot",
+        }
+        isolation = "READ COMMITTED"
+    else:
+        arguments = {
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": STATEMENT_TIMEOUT_S * 2,
+            "write_timeout": STATEMENT_TIMEOUT_S * 2,
+            "init_command": (
+                "SET SESSION time_zone='+00:00', innodb_lock_wait_timeout=10, "
+                f"max_statement_time={STATEMENT_TIMEOUT_S}, sql_mode='STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'"
+            ),
+        }
+        isolation = "READ COMMITTED"  # REPEATABLE READ's gap locks deadlock nodes against each other
+    return create_engine(
+        url,
+        echo=echo,
+        connect_args=arguments,
+        isolation_level=isolation,
+        pool_size=pool_size,
+        max_overflow=max_overflow,
+        pool_timeout=CONNECT_TIMEOUT_S,
+        pool_pre_ping=True,
+        hide_parameters=True,  # errors must not carry what people wrote
+    )
+
+
+def _open_sqlite(url: URL, *, echo: bool) -> Engine:
+    if url.database and not url.database.startswith(("file:", ":")):
+        try:
+            Path(url.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreUnavailable(
+                f"the folder of {url.database} cannot be made: {error.strerror}"
+            ) from error
+    engine = create_engine(
+        url,
+        echo=echo,
+        connect_args={"timeout": SQLITE_BUSY_MS / 1000, "check_same_thread": False, "isolation_level": None},
+        hide_parameters=True,
+    )
+
+    @event.listens_for(engine, "connect")
+    def _pragmas(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")  # an acknowledged message survives a power cut
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.execute(f"PRAGMA busy_timeout={SQLITE_BUSY_MS}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        # The driver would begin late and deferred: two writers could then both fail to upgrade their lock.
+        reader = connection.get_execution_options().get("reader", False)
+        connection.exec_driver_sql("BEGIN" if reader else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+# ------------------------------------------------------------------------------------------- error mapping
+
+# SQLSTATEs and numbers after which the same transaction may succeed if it is simply run again.
+_RETRY_SQLSTATES = frozenset({"40001", "40P01", "55P03", "57014"})
+_RETRY_MARIADB = frozenset({1205, 1213, 1020, 1412, 1969})
+
+
+def is_disconnect(error: BaseException) -> bool:
+    """Say whether the connection is gone, so that the outcome of a commit is unknown."""
+    if isinstance(error, PoolTimeout):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    state = getattr(error.orig, "sqlstate", None) or ""
+    return error.connection_invalidated or state.startswith("08") or state in {"57P01", "57P02", "57P03"}
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Say whether another transaction was in the way (deadlock, lock time-out, busy), so that a re-run helps."""
+    if not isinstance(error, DBAPIError):
+        return False
+    orig = error.orig
+    if getattr(orig, "sqlstate", None) in _RETRY_SQLSTATES:
+        return True
+    if orig is not None and orig.args and orig.args[0] in _RETRY_MARIADB:
+        return True
+    return "database is locked" in str(orig) or "database table is locked" in str(orig)
+
+
+_PASSWORD_IN_URL = re.compile(r"(://[^:/@\s]*:)[^@\s]*@")
+
+
+def reason_of(error: BaseException) -> str:
+    """Return a database error in one line without SQL, values or passwords."""
+    orig = getattr(error, "orig", None) or error
+    message = str(orig).strip().splitlines()
+    return _PASSWORD_IN_URL.sub(r"\1***@", message[0] if message else type(orig).__name__)[:300]
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Turn every error of driver and pool into StoreUnavailable with a reason."""
+    try:
+        yield
+    except (DBAPIError, PoolTimeout, NoSuchModuleError) as error:
+        raise StoreUnavailable(reason_of(error)) from error
+
+
+# ---------------------------------------------------------------------------------------------- statements
+
+
+def insert_ignore(kind: str, table: Table, unique: Sequence[str]) -> Insert:
+    """Return an insert that leaves an existing row with the same ``unique`` columns as it is."""
+    if kind == "mariadb":
+        first = table.c[unique[0]]
+        return mysql.insert(table).on_duplicate_key_update({first.name: first})
+    if kind == "postgresql":
+        return postgresql.insert(table).on_conflict_do_nothing(index_elements=list(unique))
+    return sqlite.insert(table).on_conflict_do_nothing(index_elements=list(unique))
+
+
+def _insert_or_set(
+    kind: str, table: Table, unique: Sequence[str], new_values: Callable[[Any], dict[str, Any]]
+) -> Insert:
+    if kind == "mariadb":
+        statement = mysql.insert(table)
+        return statement.on_duplicate_key_update(new_values(statement.inserted))
+    if kind == "postgresql":
+        on_postgresql = postgresql.insert(table)
+        return on_postgresql.on_conflict_do_update(
+            index_elements=list(unique), set_=new_values(on_postgresql.excluded)
+        )
+    on_sqlite = sqlite.insert(table)
+    return on_sqlite.on_conflict_do_update(index_elements=list(unique), set_=new_values(on_sqlite.excluded))
+
+
+def insert_add(kind: str, table: Table, unique: Sequence[str], add: Sequence[str]) -> Insert:
+    """Return an insert that, where the row exists, adds the given numbers to it."""
+    return _insert_or_set(kind, table, unique, lambda new: {c: table.c[c] + new[c] for c in add})
+
+
+def insert_fill(kind: str, table: Table, unique: Sequence[str], fill: Sequence[str]) -> Insert:
+    """Return an insert that, where the row exists, fills the given columns only if they are null."""
+    return _insert_or_set(
+        kind, table, unique, lambda new: {c: func.coalesce(table.c[c], new[c]) for c in fill}
+    )
+
+
+_NOW_MS = {
+    "sqlite": "SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
+    "postgresql": "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)",
+    "mariadb": "SELECT CAST(UNIX_TIMESTAMP(SYSDATE(3)) * 1000 AS SIGNED)",
+}
+
+
+def database_now_ms(connection: Connection) -> int:
+    """Return the database's own clock in milliseconds since 1970: leases and retries go by it alone."""
+    return int(connection.execute(text(_NOW_MS[capabilities(connection).kind])).scalar_one())
+
+
+def ping(engine: Engine) -> None:
+    """Return if the database answers. Raises StoreUnavailable otherwise."""
+    with store_errors(), engine.execution_options(reader=True).connect() as connection:
+        connection.execute(select(1))

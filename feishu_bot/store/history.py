@@ -1,0 +1,108 @@
+"""The newest messages of conversations: read in one statement for many, and kept while their version holds."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from sqlalchemy import bindparam, select
+
+from feishu_bot.store.schema import conversations, messages
+from feishu_bot.store.work import ConversationState, HistoryRow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from feishu_bot.store.work import Transaction
+
+ROWS_PER_TURN = 3  # read at first; a conversation full of tool calls is read again with a longer span
+
+_TAILS = (
+    select(messages.c.conversation_id, messages.c.seq, messages.c.role, messages.c.content, messages.c.tokens)
+    .select_from(
+        conversations.join(
+            messages,
+            (messages.c.conversation_id == conversations.c.id)
+            & (messages.c.seq > conversations.c.last_seq - bindparam("span")),
+        )
+    )
+    .where(conversations.c.id.in_(bindparam("ids", expanding=True)), messages.c.recalled_at.is_(None))
+    .order_by(messages.c.conversation_id, messages.c.seq)
+)
+
+
+class HistoryCache:
+    """The tails of recently used conversations, each with the version of the conversation it shows.
+
+    It is right by a number, never by hope: whoever uses it has read the conversation's row in the same
+    transaction, and a tail of another version is not used. Not thread-safe: each writer thread has its own.
+    """
+
+    def __init__(self, *, conversations: int = 1000, rows: int = 200) -> None:
+        self._limit = conversations
+        self._rows = rows
+        self._tails: OrderedDict[int, tuple[int, tuple[HistoryRow, ...]]] = OrderedDict()
+
+    def get(self, conversation_id: int, version: int) -> tuple[HistoryRow, ...] | None:
+        """Return the tail of exactly this version, or None."""
+        found = self._tails.get(conversation_id)
+        if found is None or found[0] != version:
+            return None
+        self._tails.move_to_end(conversation_id)
+        return found[1]
+
+    def put(self, conversation_id: int, version: int, tail: Sequence[HistoryRow]) -> None:
+        """Keep ``tail``, the newest messages as of ``version``; the least used one makes room."""
+        if len(tail) > self._rows:
+            tail = ()  # too long to keep; drop it rather than keep a part that looks whole
+            self._tails.pop(conversation_id, None)
+            return
+        self._tails[conversation_id] = (version, tuple(tail))
+        self._tails.move_to_end(conversation_id)
+        while len(self._tails) > self._limit:
+            self._tails.popitem(last=False)
+
+    def append(
+        self, conversation_id: int, before: int, after: int, new: Sequence[HistoryRow], *, keep: int
+    ) -> None:
+        """Carry a tail from version ``before`` to ``after``; the last ``keep`` messages stay."""
+        found = self._tails.get(conversation_id)
+        if found is not None and found[0] == before:
+            self.put(conversation_id, after, (*found[1], *new)[-keep:])
+
+    def drop(self, conversation_id: int) -> None:
+        self._tails.pop(conversation_id, None)
+
+
+def load_tails(
+    tx: Transaction, states: Iterable[ConversationState], *, turns: int, cache: HistoryCache
+) -> dict[int, tuple[HistoryRow, ...]]:
+    """Return the newest messages of each conversation, oldest first: at least ``turns`` whole turns if it has them.
+
+    One statement for all that the cache does not hold.
+    """
+    tails: dict[int, tuple[HistoryRow, ...]] = {}
+    missing: dict[int, ConversationState] = {}
+    for state in states:
+        if not state.last_seq:
+            tails[state.id] = ()
+            continue
+        tail = cache.get(state.id, state.version)
+        if tail is None:
+            missing[state.id] = state
+        else:
+            tails[state.id] = tail
+    span = max(1, turns * ROWS_PER_TURN)
+    while missing:
+        found: dict[int, list[HistoryRow]] = {i: [] for i in missing}
+        for row in tx.connection.execute(_TAILS, {"ids": list(missing), "span": span}):
+            found[row[0]].append(HistoryRow(row[1], row[2], row[3], row[4]))
+        span *= 8
+        for conversation_id, rows in found.items():
+            state = missing[conversation_id]
+            users = sum(1 for r in rows if r.role == "user")
+            if users >= turns or span // 8 >= state.last_seq:
+                tails[conversation_id] = tuple(rows)
+                cache.put(conversation_id, state.version, rows)
+                del missing[conversation_id]
+    return tails

@@ -1,0 +1,347 @@
+"""The first half of a message's way: recorded (step 2), claimed and begun (steps 4 and 5).
+
+Lists in, lists out: a fixed number of statements whatever the length. Every function can be run twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Row, bindparam, case, func, insert, or_, select, tuple_, update
+
+from feishu_bot.model import InboundMessage
+from feishu_bot.store import budgets
+from feishu_bot.store.engine import insert_add, insert_fill
+from feishu_bot.store.history import HistoryCache, load_tails
+from feishu_bot.store.schema import OPEN, conversations, inbox, lanes, totals
+from feishu_bot.store.work import Arrival, ConversationState, Lease, NoWork, Recorded, Work
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from feishu_bot.model import BudgetRefusal
+    from feishu_bot.store.work import HistoryRow, Planner, Transaction
+
+AnyRow = Row[*tuple[Any, ...]]
+
+LEASE_MS = 15_000  # a lane's lease; renewed every third of it while the work goes on
+RETRIED = "retried"  # reason of a row that a person asked to have answered anew
+
+_KNOWN = select(inbox.c.account, inbox.c.event_key).where(
+    tuple_(inbox.c.account, inbox.c.event_key).in_(bindparam("keys", expanding=True))
+)
+_INSERT_INBOX = insert(inbox)
+
+
+def receive(tx: Transaction, arrivals: Sequence[Arrival], *, shard: int = 0) -> list[Recorded]:
+    """Record events; one that is known already is a repeat and changes nothing.
+
+    The lanes are touched first, in sorted order: whoever releases a lane holds its row, so an event can not slip
+    in unseen between "nothing left" and "released", and two copies of one event wait for each other here.
+    """
+    waiting = sorted({a.lane_key for a in arrivals if a.state == OPEN})
+    if waiting:
+        tx.connection.execute(
+            insert_fill(tx.kind, lanes, ("key",), ("ready_at",)),
+            [{"key": key, "ready_at": tx.now_ms} for key in waiting],
+        )
+    keys = sorted({(a.account, a.event_key) for a in arrivals})
+    known = {(r.account, r.event_key) for r in tx.connection.execute(_KNOWN, {"keys": keys})}
+    rows: list[dict[str, Any]] = []
+    ended: dict[tuple[str, str], int] = {}
+    results: list[Recorded] = []
+    for arrival in arrivals:
+        key = (arrival.account, arrival.event_key)
+        if key in known:
+            results.append(Recorded.REPEAT)
+            continue
+        known.add(key)
+        results.append(Recorded.NEW)
+        rows.append(
+            {
+                "account": arrival.account,
+                "event_key": arrival.event_key,
+                "lane_key": arrival.lane_key,
+                "payload": arrival.payload,
+                "state": arrival.state,
+                "reason": arrival.reason,
+                "attempts": 0,
+                "reply_before": arrival.reply_before,
+                "received_at": tx.now_ms,
+                "ended_at": None if arrival.state == OPEN else tx.now_ms,
+            }
+        )
+        if arrival.state != OPEN:
+            end = (arrival.account, arrival.state)
+            ended[end] = ended.get(end, 0) + 1
+    if rows:
+        tx.connection.execute(_INSERT_INBOX, rows)
+    count_ends(tx, ended, shard=shard)
+    return results
+
+
+def count_ends(tx: Transaction, ended: Mapping[tuple[str, str], int], *, shard: int) -> None:
+    """Add to the day's totals, in the transaction that ends (or removes) the rows."""
+    if ended:
+        day = datetime.fromtimestamp(tx.now_ms / 1000, UTC).date().isoformat()
+        tx.connection.execute(
+            insert_add(tx.kind, totals, ("day", "account", "end", "shard"), ("count",)),
+            [
+                {"day": day, "account": account, "end": end, "shard": shard, "count": count}
+                for (account, end), count in sorted(ended.items())
+            ],
+        )
+
+
+# ---------------------------------------------------------------------------------------------------- begin
+
+_open_rows = (inbox.c.lane_key == lanes.c.key) & (inbox.c.state == OPEN)
+HEAD_OF_LANE = select(func.min(inbox.c.id)).where(_open_rows).correlate(lanes).scalar_subquery()
+_TAIL_OF_LANE = select(func.max(inbox.c.id)).where(_open_rows).correlate(lanes).scalar_subquery()
+
+ANY_OPEN = select(inbox.c.id).where(_open_rows).correlate(lanes).exists()
+
+# A lane may be taken when nobody holds it, its lease has ended, or the taker holds it already (a re-run).
+_FREE = or_(
+    lanes.c.lease_token.is_(None),
+    lanes.c.lease_until < bindparam("now"),
+    (lanes.c.lease_token == bindparam("token")) & (lanes.c.lease_owner == bindparam("owner")),
+)
+_FREE_KEYS = (
+    select(lanes.c.key)
+    .where(lanes.c.key.in_(bindparam("keys", expanding=True)), _FREE)
+    .order_by(lanes.c.key)
+    .with_for_update(skip_locked=True)
+)
+_TAKE_VALUES: dict[str, Any] = {
+    "lease_owner": bindparam("owner"),
+    "lease_token": bindparam("token"),
+    "lease_until": bindparam("until"),
+}
+_TAKE_RETURNING = (
+    update(lanes)
+    .where(lanes.c.key.in_(_FREE_KEYS.scalar_subquery()))
+    .values(_TAKE_VALUES)
+    .returning(lanes.c.key, HEAD_OF_LANE.label("head"), _TAIL_OF_LANE.label("tail"))
+)
+_TAKE = update(lanes).where(lanes.c.key.in_(bindparam("taken", expanding=True))).values(_TAKE_VALUES)
+_HEADS = select(lanes.c.key, HEAD_OF_LANE.label("head"), _TAIL_OF_LANE.label("tail")).where(
+    lanes.c.key.in_(bindparam("taken", expanding=True))
+)
+
+_ROW = (
+    inbox.c.id,
+    inbox.c.lane_key,
+    inbox.c.payload,
+    inbox.c.reason,
+    inbox.c.attempts,
+    inbox.c.received_at,
+)
+_STILL_OPEN = (inbox.c.id.in_(bindparam("ids", expanding=True))) & (inbox.c.state == OPEN)
+# Run a second time under the same lease, it counts nothing.
+_COUNT_ATTEMPT = (
+    update(inbox)
+    .where(_STILL_OPEN)
+    .values(
+        attempts=inbox.c.attempts + case((inbox.c.begun_token == bindparam("token"), 0), else_=1),
+        begun_token=bindparam("token"),
+    )
+)
+_COUNT_ATTEMPT_RETURNING = _COUNT_ATTEMPT.returning(*_ROW)
+_SELECT_ROWS = select(*_ROW).where(_STILL_OPEN)
+_UNCOUNT_ATTEMPT = (
+    update(inbox)
+    .where(inbox.c.id.in_(bindparam("ids", expanding=True)))
+    .values(attempts=inbox.c.attempts - 1)
+)
+_CONVERSATION = (
+    conversations.c.id,
+    conversations.c.public_id,
+    conversations.c.tenant_id,
+    conversations.c.user_key,
+    conversations.c.agent,
+    conversations.c.title,
+    conversations.c.summary,
+    conversations.c.message_count,
+    conversations.c.total_tokens,
+    conversations.c.last_seq,
+    conversations.c.version,
+)
+_BY_SCOPE = select(conversations.c.scope_key, *_CONVERSATION).where(
+    conversations.c.scope_key.in_(bindparam("keys", expanding=True)), conversations.c.hidden_at.is_(None)
+)
+_BY_PUBLIC_ID = select(conversations.c.public_id, *_CONVERSATION).where(
+    conversations.c.public_id.in_(bindparam("keys", expanding=True)), conversations.c.hidden_at.is_(None)
+)
+_RELEASE = (
+    update(lanes)
+    .where(
+        lanes.c.key.in_(bindparam("keys", expanding=True)),
+        lanes.c.lease_token == bindparam("token"),
+        lanes.c.lease_owner == bindparam("owner"),
+    )
+    .values(
+        lease_owner=None,
+        lease_token=None,
+        lease_until=0,
+        ready_at=case((ANY_OPEN, bindparam("ready")), else_=None),
+    )
+)
+
+
+def begin(
+    tx: Transaction, leases: Sequence[Lease], *, planner: Planner, cache: HistoryCache
+) -> list[Work | NoWork]:
+    """Take each lane if it is free, count an attempt of its oldest open message and reserve its first call.
+
+    All leases of one list have the same owner and token.
+    """
+    if not leases:
+        return []
+    heads = _take_lanes(tx, leases)
+    rows = _count_attempts(tx, [head for head, _ in heads.values() if head is not None], leases[0].token)
+    messages = {lane: InboundMessage.from_json(row.payload) for lane, row in rows.items()}
+    states = _conversations(tx, rows, messages, planner)
+    tails = load_tails(tx, states.values(), turns=planner.history_turns, cache=cache)
+    crashed = [row.id for row in rows.values() if row.attempts > 1]
+    if crashed:  # the calls of an attempt that died: nobody knows if they were billed
+        budgets.book_crashed(tx, crashed, {rows[k].id: s.id for k, s in states.items()})
+
+    results: list[Work | NoWork] = []
+    requests: list[tuple[int, budgets.CallRequest]] = []
+    idle: list[str] = []
+    waiting: dict[str, tuple[int, int]] = {}
+    for lease in leases:
+        lane = lease.lane_key
+        row = rows.get(lane)
+        if row is None:
+            found = heads.get(lane)
+            results.append(
+                NoWork.BUSY if found is None else NoWork.IDLE if found[0] is None else NoWork.AGAIN
+            )
+            if found is not None:
+                idle.append(lane)
+            continue
+        state = states.get(lane)
+        tail: Sequence[HistoryRow] = tails[state.id] if state is not None else ()
+        planned = planner.plan(
+            messages[lane],
+            state,
+            tail,
+            attempt=row.attempts,
+            received_at=row.received_at,
+            now_ms=tx.now_ms,
+        )
+        if planned.wait_ms is not None:
+            waiting[lane] = (row.id, planned.wait_ms)
+            results.append(NoWork.WAIT)
+            continue
+        tail_id = heads[lane][1]
+        work = Work(
+            lease=lease,
+            inbox_id=row.id,
+            attempt=row.attempts,
+            retried=row.reason == RETRIED,
+            received_at=row.received_at,
+            message=messages[lane],
+            tenant_id=planner.tenant(messages[lane].account),
+            conversation=state,
+            history=tail,
+            planned=planned,
+            refusal=None,
+            more=tail_id is not None and tail_id > row.id,
+        )
+        if planned.call is not None:
+            ledger = ledger_of(work)
+            requests.append(
+                (len(results), budgets.CallRequest(row.id, row.attempts, 0, planned.call, ledger))
+            )
+        results.append(work)
+    _reserve_first_calls(tx, requests, results)
+    _let_go(tx, leases[0], idle, waiting)
+    return results
+
+
+def ledger_of(work: Work) -> dict[str, Any]:
+    """Return the columns of the ledger that say whose call it is."""
+    message = work.message
+    return {
+        "user_key": message.user_key,
+        "user_id": message.person,
+        "chat_id": message.chat_id or None,
+        "platform": message.account,
+        "tenant_id": work.tenant_id,
+    }
+
+
+def _reserve_first_calls(
+    tx: Transaction, requests: list[tuple[int, budgets.CallRequest]], results: list[Work | NoWork]
+) -> None:
+    refusals: list[BudgetRefusal | None] = budgets.reserve(tx, [request for _, request in requests])
+    for (index, _), refusal in zip(requests, refusals, strict=True):
+        work = results[index]
+        if refusal is not None and isinstance(work, Work):
+            results[index] = replace(work, refusal=refusal)
+
+
+def _take_lanes(tx: Transaction, leases: Sequence[Lease]) -> dict[str, tuple[int | None, int | None]]:
+    """Take what is free and return, by lane, its oldest and newest open message."""
+    first = leases[0]
+    parameters: dict[str, Any] = {
+        "keys": sorted({lease.lane_key for lease in leases}),
+        "owner": first.owner,
+        "token": first.token,
+        "now": tx.now_ms,
+        "until": tx.now_ms + LEASE_MS,
+    }
+    if tx.kind != "mariadb":
+        return {r.key: (r.head, r.tail) for r in tx.connection.execute(_TAKE_RETURNING, parameters)}
+    free = list(tx.connection.execute(_FREE_KEYS, parameters).scalars())
+    if not free:
+        return {}
+    tx.connection.execute(_TAKE, {**parameters, "taken": free})
+    return {r.key: (r.head, r.tail) for r in tx.connection.execute(_HEADS, {"taken": free})}
+
+
+def _count_attempts(tx: Transaction, heads: list[int], token: str) -> dict[str, AnyRow]:
+    """Count an attempt of each message that is still open; return the rows by lane."""
+    if not heads:
+        return {}
+    if tx.kind != "mariadb":
+        rows = tx.connection.execute(_COUNT_ATTEMPT_RETURNING, {"ids": heads, "token": token})
+    else:
+        tx.connection.execute(_COUNT_ATTEMPT, {"ids": heads, "token": token})
+        rows = tx.connection.execute(_SELECT_ROWS, {"ids": heads})
+    return {row.lane_key: row for row in rows}
+
+
+def _conversations(
+    tx: Transaction, rows: Mapping[str, AnyRow], messages: Mapping[str, InboundMessage], planner: Planner
+) -> dict[str, ConversationState]:
+    """Return the conversation of each lane that has one: the current one of its scope, or the one it names."""
+    named = {m.conversation: lane for lane, m in messages.items() if m.conversation is not None}
+    scoped = [lane for lane, m in messages.items() if m.conversation is None]
+    states: dict[str, ConversationState] = {}
+    if scoped:
+        for row in tx.connection.execute(_BY_SCOPE, {"keys": scoped}):
+            if row.tenant_id == planner.tenant(messages[row.scope_key].account):
+                states[row.scope_key] = ConversationState(*tuple(row)[1:])
+    if named:
+        for row in tx.connection.execute(_BY_PUBLIC_ID, {"keys": list(named)}):
+            states[named[row.public_id]] = ConversationState(*tuple(row)[1:])
+    return {lane: states[lane] for lane in rows if lane in states}
+
+
+def _let_go(tx: Transaction, lease: Lease, idle: list[str], waiting: dict[str, tuple[int, int]]) -> None:
+    """Release lanes without work; those that wait become ready again at their instant."""
+    holder = {"owner": lease.owner, "token": lease.token}
+    if idle:
+        # A statement of its own: it sees what was committed after the lanes were read.
+        tx.connection.execute(_RELEASE, {"keys": idle, "ready": tx.now_ms, **holder})
+    for instant in {at for _, at in waiting.values()}:
+        keys = [lane for lane, (_, at) in waiting.items() if at == instant]
+        tx.connection.execute(_RELEASE, {"keys": keys, "ready": instant, **holder})
+    if waiting:
+        tx.connection.execute(_UNCOUNT_ATTEMPT, {"ids": [i for i, _ in waiting.values()]})

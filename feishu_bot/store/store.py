@@ -1,0 +1,191 @@
+"""The server's store: the list functions behind one writer (or several), readers beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+from zlib import crc32
+
+from feishu_bot.errors import LeaseLost
+from feishu_bot.store import commit as ending
+from feishu_bot.store import inbox, leases, migrations, outbox
+from feishu_bot.store.engine import capabilities, open_engine, store_errors
+from feishu_bot.store.history import HistoryCache
+from feishu_bot.store.leases import Owner
+from feishu_bot.store.work import Committed, Transaction
+from feishu_bot.store.writer import DatabaseClock, Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from feishu_bot.model import BudgetRefusal
+    from feishu_bot.store.work import (
+        Arrival,
+        Lease,
+        NoWork,
+        Outcome,
+        PartToSend,
+        PlannedCall,
+        Planner,
+        Recorded,
+        SendStep,
+        Work,
+    )
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+READERS = 3  # threads that read pages, counts and answers
+
+
+class Store:
+    """One database, for one event loop or several.
+
+    ``clock`` gives milliseconds since 1970 instead of the database's own time (for tests).
+    """
+
+    def __init__(
+        self,
+        db_url: str,
+        *,
+        writers: int | None = None,
+        clock: Callable[[], int] | None = None,
+        auto_migrate: bool = True,
+    ) -> None:
+        self.engine = open_engine(db_url)
+        self.capabilities = capabilities(self.engine)
+        self.clock = DatabaseClock(clock)
+        self.owner = Owner.current()
+        self._auto_migrate = auto_migrate
+        count = 1 if self.capabilities.single_writer else (writers or 2)
+        self._writers = [Writer(self.engine, self.clock, name=f"writer-{n}") for n in range(count)]
+        self._caches = [HistoryCache() for _ in self._writers]
+        self._reading = self.engine.execution_options(reader=True)
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
+        shard = crc32(str(self.owner).encode()) % 64
+        self._receive = [partial(inbox.receive, shard=shard) for _ in self._writers]
+        self._commit: list[Callable[..., Any]] = []
+        self._begin: list[Callable[..., Any]] = []
+        self.shard = shard
+
+    def open(self, planner: Planner, *, version: str) -> None:
+        """Bring the schema up, enter this process, start writing. Blocks; call it before serving.
+
+        Raises StoreUnavailable or SchemaMismatch.
+        """
+        if self._auto_migrate:
+            done = migrations.upgrade(self.engine)
+            if done != "current":
+                log.info("schema ready", extra={"schema": done})
+        else:
+            migrations.check(self.engine)
+        self._commit = [
+            partial(ending.commit, cache=cache, shard=self.shard, keep_turns=planner.history_turns)
+            for cache in self._caches
+        ]
+        self._begin = [partial(inbox.begin, planner=planner, cache=cache) for cache in self._caches]
+        with store_errors(), self.engine.begin() as connection:
+            self.clock.sync(connection)
+            tx = Transaction(connection, self.capabilities.kind, self.clock.now_ms())
+            leases.register(tx, self.owner, version)
+            taken = leases.take_over(tx, self.owner.host)
+        if taken:
+            log.info("work of ended processes taken over", extra={"processes": len(taken)})
+        for writer in self._writers:
+            writer.start()
+
+    async def close(self) -> None:
+        """Give the leases back, write what waits, and end the threads."""
+        try:
+            await self.run(lambda tx: leases.unregister(tx, self.owner))
+        finally:
+            await asyncio.to_thread(self._stop)
+
+    def _stop(self) -> None:
+        for writer in self._writers:
+            writer.stop()
+        self._readers.shutdown(wait=True, cancel_futures=True)
+        self.engine.dispose()
+
+    def problem(self) -> str | None:
+        """Return why nothing can be written now, or None."""
+        return next((p for w in self._writers if (p := w.problem()) is not None), None)
+
+    def now_ms(self) -> int:
+        return self.clock.now_ms()
+
+    def _of(self, lane_key: str) -> int:
+        """Return the writer of a lane: a lane stays on one, and so does its cache."""
+        return crc32(lane_key.encode("utf-8", "surrogatepass")) % len(self._writers)
+
+    # ------------------------------------------------------------------------------ the way of a message
+
+    async def receive(self, arrivals: Sequence[Arrival]) -> list[Recorded]:
+        """Record events; returns once they are on disk."""
+        n = self._of(arrivals[0].lane_key)
+        return await self._writers[n].submit(self._receive[n], arrivals)
+
+    async def begin(self, lanes: Sequence[Lease]) -> list[Work | NoWork]:
+        """Begin the oldest message of each lane. All leases carry one token, used for nothing else."""
+        parts: dict[int, list[int]] = {}
+        for index, lease in enumerate(lanes):
+            parts.setdefault(self._of(lease.lane_key), []).append(index)
+        found: list[Any] = [None] * len(lanes)
+
+        async def part(n: int, indexes: list[int]) -> None:
+            results = await self._writers[n].submit(self._begin[n], [lanes[i] for i in indexes], merge=False)
+            for index, result in zip(indexes, results, strict=True):
+                found[index] = result
+
+        await asyncio.gather(*(part(n, indexes) for n, indexes in parts.items()))
+        return found
+
+    async def commit(self, outcome: Outcome) -> Committed:
+        """End a message. Raises LeaseLost when the lane has another owner by now."""
+        n = self._of(outcome.work.lease.lane_key)
+        result: Committed | LeaseLost
+        (result,) = await self._writers[n].submit(self._commit[n], [outcome])
+        if isinstance(result, LeaseLost):
+            raise result
+        return result
+
+    async def reserve(self, work: Work, call: int, planned: PlannedCall) -> BudgetRefusal | None:
+        """Reserve a further call of a message being worked on. Raises LeaseLost."""
+        n = self._of(work.lease.lane_key)
+        result: BudgetRefusal | LeaseLost | None
+        (result,) = await self._writers[n].submit(ending.reserve_calls, [(work, call, planned)])
+        if isinstance(result, LeaseLost):
+            raise result
+        return result
+
+    async def send_step(self, step: SendStep) -> PartToSend | NoWork:
+        """Record what became of a part, and take the lane's next."""
+        n = self._of(step.lease.lane_key)
+        result: PartToSend | NoWork
+        (result,) = await self._writers[n].submit(outbox.send_step, [step])
+        return result
+
+    # ------------------------------------------------------------------------------------ everything else
+
+    async def run(self, function: Callable[[Transaction], T]) -> T:
+        """Run a short function in a writing transaction of the group commit."""
+
+        def once(tx: Transaction, _items: Sequence[Any]) -> list[T]:
+            return [function(tx)]
+
+        result: T
+        (result,) = await self._writers[0].submit(once, [None], merge=False)
+        return result
+
+    async def read(self, function: Callable[[Transaction], T]) -> T:
+        """Run a reading function on a reader thread; it never stops a writer. Raises StoreUnavailable."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self.read_now, function)
+
+    def read_now(self, function: Callable[[Transaction], T]) -> T:
+        """Run a reading function here and now."""
+        with store_errors(), self._reading.connect() as connection, connection.begin():
+            return function(Transaction(connection, self.capabilities.kind, self.clock.now_ms()))

@@ -1,0 +1,286 @@
+"""What goes into and comes out of the store's list functions. Plain values; nothing here knows a database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+from feishu_bot.store.schema import OPEN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sqlalchemy import Connection
+
+    from feishu_bot.model import BudgetRefusal, CallUsage, End, InboundMessage
+
+
+@dataclass(slots=True)
+class Transaction:
+    """One running transaction. ``after_commit`` runs only if it is committed, on the writer's thread."""
+
+    connection: Connection
+    kind: str  # sqlite, postgresql or mariadb
+    now_ms: int  # the database's clock
+    rerun: bool = False  # an earlier run was lost in its commit: it may have been done
+    after_commit: list[Callable[[], None]] = field(default_factory=list)
+
+
+# ------------------------------------------------------------------------------------------------- arrivals
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """An event to record. ``state`` is ``open``, or the end of an event that needs no answer."""
+
+    account: str
+    event_key: str
+    lane_key: str
+    payload: str
+    state: str = OPEN
+    reason: str | None = None
+    reply_before: int | None = None
+
+
+class Recorded(StrEnum):
+    """What became of an arrival."""
+
+    NEW = "new"
+    REPEAT = "repeat"
+
+
+# ---------------------------------------------------------------------------------------------------- begin
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to work on a lane, until another token stands in its row."""
+
+    lane_key: str
+    owner: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationState:
+    """A conversation as it was when the work on a message began."""
+
+    id: int
+    public_id: str
+    tenant_id: str
+    user_key: str
+    agent: str | None
+    title: str | None
+    summary: str | None
+    message_count: int
+    total_tokens: int
+    last_seq: int
+    version: int
+
+
+class HistoryRow(NamedTuple):
+    """One stored message, as a prompt needs it."""
+
+    seq: int
+    role: str
+    content: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """One budget row that a call is held against. ``ends_ms`` None: the window never ends."""
+
+    budget: str
+    key: str
+    window_start: int
+    limit: int
+    ends_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCall:
+    """A model call to be reserved: ``tokens`` in all, of which ``input_tokens`` are the prompt's."""
+
+    model: str
+    input_tokens: int
+    tokens: int
+    charges: tuple[Charge, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What the pipeline wants done with a message. ``decision`` is its own; the store does not look inside.
+
+    ``wait_ms``: not now; look again at that instant (the attempt is not counted).
+    """
+
+    decision: Any = None
+    call: PlannedCall | None = None
+    wait_ms: int | None = None
+
+
+class Planner(Protocol):
+    """Decides, inside the transaction that begins a message, what it needs. Pure and quick: no I/O."""
+
+    history_turns: int
+
+    def tenant(self, account: str) -> str: ...
+
+    def plan(
+        self,
+        message: InboundMessage,
+        conversation: ConversationState | None,
+        history: Sequence[HistoryRow],
+        *,
+        attempt: int,
+        received_at: int,
+        now_ms: int,
+    ) -> Planned: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A message whose work has begun: its attempt is counted and its first call reserved (or refused)."""
+
+    lease: Lease
+    inbox_id: int
+    attempt: int
+    retried: bool
+    received_at: int
+    message: InboundMessage
+    tenant_id: str
+    conversation: ConversationState | None
+    history: Sequence[HistoryRow]
+    planned: Planned
+    refusal: BudgetRefusal | None
+    more: bool  # other messages wait in the lane behind this one
+
+
+class NoWork(StrEnum):
+    """Why there was nothing to begin."""
+
+    BUSY = "busy"  # somebody else holds the lane
+    IDLE = "idle"  # no open message
+    WAIT = "wait"  # the head of the lane waits for something
+    AGAIN = "again"  # the lane changed while we looked; look again
+
+
+# --------------------------------------------------------------------------------------------------- commit
+
+
+@dataclass(frozen=True, slots=True)
+class NewMessage:
+    """A message to store."""
+
+    role: str
+    content: str
+    tokens: int
+    sender_id: str | None = None
+    source_id: str | None = None
+    metadata_json: str | None = None
+    save_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewConversation:
+    """How to make the conversation if there is none with this scope key."""
+
+    public_id: str
+    scope_key: str | None
+    user_key: str
+    platform: str
+    chat_id: str | None
+    user_id: str | None
+    agent: str | None
+    title: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewPart:
+    """One part of an answer for the outbox. ``sent``: the asker fetches it from the record himself."""
+
+    kind: str
+    part: int
+    payload: str
+    source: str | None = None  # default: in:<inbox id>
+    reply_before: int | None = None
+    sent: bool = False
+
+
+class Change(StrEnum):
+    """What a command does to the conversation, in the transaction that ends it."""
+
+    ARCHIVE = "archive"
+    CLEAR = "clear"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """All that ending one message means; stored by one transaction."""
+
+    work: Work
+    end: End
+    reason: str | None = None
+    messages: tuple[NewMessage, ...] = ()
+    conversation: NewConversation | None = None  # needed with ``messages`` where the work found none
+    change: Change | None = None
+    calls: tuple[CallUsage, ...] = ()
+    parts: tuple[NewPart, ...] = ()
+    erase: bool = False  # keep no text in the inbox row
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a commit did. ``end`` differs from the outcome's where the conversation was deleted meanwhile.
+
+    ``sending``: the first part, already marked as attempting for this process to deliver.
+    """
+
+    end: End
+    conversation_id: int | None
+    conversation_public_id: str | None
+    message_ids: tuple[int, ...]
+    sending: PartToSend | None
+
+
+# ------------------------------------------------------------------------------------------------- delivery
+
+
+@dataclass(frozen=True, slots=True)
+class PartToSend:
+    """An outbox row that this process may send now, under ``lease``."""
+
+    lease: Lease
+    id: int
+    source: str
+    kind: str
+    part: int
+    account: str
+    payload: str
+    attempts: int
+    reply_before: int | None
+    first_attempt_at: int
+    unknown_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SendResult:
+    """What became of an attempt. ``state`` pending: try again at ``not_before``."""
+
+    id: int
+    state: Literal["sent", "pending", "refused", "dead", "expired"]
+    sent_id: str | None = None
+    error: str | None = None
+    not_before: int = 0
+    outcome_unknown: bool = False
+    aside: bool = False  # take it out of its lane, so that it holds up nothing
+
+
+@dataclass(frozen=True, slots=True)
+class SendStep:
+    """Record a result, if any, and take the lane's next part."""
+
+    lease: Lease
+    result: SendResult | None = None
