@@ -1,0 +1,107 @@
+"""What plugins can do: six asynchronous hooks, one per line of ``Plugin``. The built-in commands use the same.
+
+A plugin is an object with any of these methods, or a module with functions of these names. A hook that raises or
+takes longer than its time is reported and skipped; it never stops a message.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from feishu_bot.model import InboundMessage
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """A message of the conversation, as commands and plugins see it."""
+
+    role: str
+    content: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationView:
+    """The conversation a message belongs to, as it is stored now."""
+
+    id: int
+    title: str | None
+    message_count: int
+    total_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetView:
+    """What is left of one budget for the speaker. ``ends_ms`` None: the window never ends."""
+
+    name: str
+    window: str
+    used: int
+    reserved: int
+    limit: int
+    ends_ms: int | None
+
+
+class Bot(Protocol):
+    """What the server offers to plugins and commands."""
+
+    @property
+    def language(self) -> str:
+        """``zh`` or ``en``: the bot's own sentences."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The plugin's own part of ``plugins.settings``; empty for built-in commands."""
+
+    def local_time(self, instant_ms: int) -> str:
+        """Return an instant as people here write it (``schedule.timezone``)."""
+
+    async def budgets(self, message: InboundMessage) -> Sequence[BudgetView]:
+        """Return every budget that applies to the speaker of ``message``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a hook is told about the message at hand."""
+
+    bot: Bot
+    message: InboundMessage
+    conversation: ConversationView | None
+    history: Sequence[StoredMessage]  # oldest first, the newest turns
+    commands: Sequence[Command] = ()  # all that are known, in the order of ``/help``
+    is_admin: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a command says. ``change``: what the store does to the conversation in the same transaction."""
+
+    text: str
+    change: Literal["archive", "clear"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command of the chat. ``name`` and ``aliases`` are without the prefix; ``help`` is by language."""
+
+    name: str
+    run: Callable[[Context, str], Awaitable[Reply | str]]
+    help: Mapping[str, str] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
+    usage: str = ""  # its arguments, e.g. "[N]"
+    admin_only: bool = False
+
+
+class Plugin(Protocol):
+    """The hooks. All are optional; each is awaited with a time limit."""
+
+    async def startup(self, bot: Bot) -> None: ...
+    async def commands(self, bot: Bot) -> Sequence[Command]: ...
+    async def on_message(self, context: Context) -> str | None: ...
+    async def on_event(self, context: Context) -> None: ...
+    async def on_answer(self, context: Context, answer: str) -> str | None: ...
+    async def shutdown(self, bot: Bot) -> None: ...
