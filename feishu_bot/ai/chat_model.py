@@ -8,22 +8,29 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+Role = Literal["system", "user", "assistant", "tool"]
+
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
     """One message of a prompt."""
 
-    role: Literal["system", "user", "assistant", "tool"]
+    role: Role
     content: str
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """What a model is asked. ``max_output_tokens`` is a hard bound that is sent to the provider."""
+    """What a model is asked.
+
+    ``max_output_tokens`` is a hard bound that is sent to the provider; ``prompt_tokens`` is our own count of
+    the messages, where it was made already.
+    """
 
     model: str
     messages: tuple[ChatMessage, ...]
     max_output_tokens: int
+    prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
