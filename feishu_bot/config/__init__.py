@@ -1,5 +1,7 @@
 """The typed settings tree and its loader; the only reader of the environment."""
 
+from feishu_bot.config.environment import Database, database_from
+from feishu_bot.config.loader import Loaded, absolute_database, load
 from feishu_bot.config.settings import (
     AccessSettings,
     AISettings,
@@ -20,7 +22,11 @@ from feishu_bot.config.settings import (
     Secrets,
     ServerSettings,
     Settings,
+    check_cron,
+    format_duration,
+    parse_duration,
 )
+from feishu_bot.config.text import commented_config, configuration_page
 
 __all__ = [
     "AISettings",
@@ -28,9 +34,11 @@ __all__ = [
     "BotSettings",
     "BudgetSettings",
     "ChatSettings",
+    "Database",
     "Duration",
     "HttpUrl",
     "JobSettings",
+    "Loaded",
     "LogSettings",
     "MatchSettings",
     "NetworkSettings",
@@ -42,4 +50,12 @@ __all__ = [
     "Secrets",
     "ServerSettings",
     "Settings",
+    "absolute_database",
+    "check_cron",
+    "commented_config",
+    "configuration_page",
+    "database_from",
+    "format_duration",
+    "load",
+    "parse_duration",
 ]

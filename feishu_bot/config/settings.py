@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping  # noqa: TC003 - pydantic reads the annotations at run time
 from datetime import timedelta
+from enum import Enum
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
@@ -22,8 +23,8 @@ from pydantic import (
     GetCoreSchemaHandler,
     PlainSerializer,
     SecretStr,
+    SerializeAsAny,
     field_validator,
-    model_validator,
 )
 from pydantic_core import CoreSchema, core_schema
 
@@ -36,7 +37,7 @@ HIDDEN = "***"
 class Settings(BaseModel):
     """The base of every part of the tree: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
 
 
 # -------------------------------------------------------------------------------------------------- types
@@ -46,6 +47,14 @@ class Expected(str):
     """Marks an annotation with what is expected there, in words for a mistake's line."""
 
     __slots__ = ()
+
+
+class Marker(Enum):
+    """What an annotated text is, beyond a text."""
+
+    URL = "url"  # may be shown, without its password
+    FILE = "file"  # relative: from the configuration file's folder
+    DATABASE = "database"  # a URL whose file, for SQLite, is relative in the same way
 
 
 Secret = SecretStr
@@ -108,7 +117,8 @@ class Secrets:
         )
 
 
-_DURATION = re.compile(r"(\d{1,9})\s*(s|m|h|d)", re.ASCII)
+_DURATION = re.compile(r"(\d{1,8})\s*(s|m|h|d)", re.ASCII)
+_LONGEST = timedelta(days=36500)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -119,10 +129,9 @@ def parse_duration(value: object) -> object:
     match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
         raise ValueError("not a duration with its unit")
-    try:
-        length = timedelta(**{_UNITS[match[2]]: int(match[1])})
-    except OverflowError:
-        raise ValueError("too long") from None
+    length = timedelta(**{_UNITS[match[2]]: int(match[1])})
+    if length > _LONGEST:
+        raise ValueError("too long for a duration")
     if not length:
         raise ValueError("not longer than nothing")
     return length
@@ -163,6 +172,13 @@ def _check_database_url(value: str) -> str:
     scheme = value.partition(":")[0].partition("+")[0]
     if scheme not in {"sqlite", "postgresql", "postgres", "mysql", "mariadb"} or "://" not in value:
         raise ValueError("not the URL of a database that is known")
+    if scheme != "sqlite":
+        try:
+            usable = (urlsplit(value).port or 1) > 0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise ValueError("not a URL: host or port cannot be read")
     return value
 
 
@@ -232,6 +248,7 @@ def _plain_text(value: object) -> object:
 
 
 Text = Annotated[str, BeforeValidator(_plain_text), Expected("a text that is not empty")]
+FilePath = Annotated[str, BeforeValidator(_plain_text), Expected("a path"), Marker.FILE]
 Count = Annotated[int, Field(ge=1, le=2**53)]
 Duration = Annotated[
     timedelta,
@@ -247,10 +264,12 @@ Network = Annotated[
 HttpUrl = Annotated[
     str, BeforeValidator(lambda v: _check_http_url(v) if isinstance(v, str) else v),
     Expected("a URL such as https://host/path"),
+    Marker.URL,
 ]  # fmt: skip
 DatabaseUrl = Annotated[
     str, BeforeValidator(lambda v: _check_database_url(v) if isinstance(v, str) else v),
     Expected("a URL that begins with sqlite:///, postgresql://, mysql:// or mariadb://"),
+    Marker.DATABASE,
 ]  # fmt: skip
 Cron = Annotated[
     str, BeforeValidator(lambda v: check_cron(v) if isinstance(v, str) else v),
@@ -275,7 +294,7 @@ class ServerSettings(Settings):
         10000, description="more messages waiting than this: webhooks get 503 before the acknowledgement"
     )
     max_waiting_age_s: Count = Field(300, description='older than this, /readyz reports "degraded"')
-    min_free_mb: int = Field(200, ge=0, le=2**40, description="less free disk than this: webhooks get 503")
+    min_free_mb: int = Field(200, ge=0, le=2**53, description="less free disk than this: webhooks get 503")
     trusted_proxies: tuple[Network, ...] = Field(
         (), description="reverse proxies whose X-Forwarded-For is believed"
     )
@@ -386,7 +405,7 @@ class NetworkSettings(Settings):
     proxy: HttpUrl | None = Field(
         None, repr=False, description="an HTTP proxy; null: HTTPS_PROXY and NO_PROXY; never for loopback"
     )
-    ca_file: Text | None = Field(None, description="a file of certificates to trust, PEM")
+    ca_file: FilePath | None = Field(None, description="a file of certificates to trust, PEM")
 
 
 class PlatformSettings(Settings):
@@ -439,9 +458,11 @@ class ScheduleSettings(Settings):
 class PluginSettings(Settings):
     """The operator's plugins."""
 
-    directory: Text = Field("plugins", description="where they lie")
+    directory: FilePath = Field("plugins", description="where they lie")
     enabled: tuple[Text, ...] = Field(("hello",), description="names, in the order in which they are asked")
-    settings: Mapping[str, Mapping[str, Any]] = Field({}, description="name -> that plugin's own part")
+    settings: Mapping[str, Mapping[str, Any]] = Field(
+        {}, repr=False, description="name -> that plugin's own part"
+    )
 
 
 class LogSettings(Settings):
@@ -473,16 +494,16 @@ class BotSettings(Settings):
         1.15, ge=1, le=10, description="factor on reservations for models whose own encoding is not at hand"
     )
     network: NetworkSettings = Field(NetworkSettings(), description="how to reach the outside")
-    platforms: Mapping[str, PlatformSettings] = Field(
+    platforms: Mapping[str, SerializeAsAny[PlatformSettings]] = Field(
         {}, description="account name -> settings; several accounts of one type are allowed"
     )
     schedule: ScheduleSettings = Field(ScheduleSettings(), description="when jobs run")
     plugins: PluginSettings = Field(PluginSettings(), description="the operator's plugins")
     logging: LogSettings = Field(LogSettings(), description="what is logged, and how")
 
-    @model_validator(mode="after")
-    def _unique_budgets(self) -> Self:
-        names = [budget.name for budget in self.budgets]
-        if len(set(names)) < len(names):
+    @field_validator("budgets")
+    @classmethod
+    def _unique(cls, budgets: tuple[BudgetSettings, ...]) -> tuple[BudgetSettings, ...]:
+        if len({budget.name for budget in budgets}) < len(budgets):
             raise ValueError("two budgets have one name, so they would count together")
-        return self
+        return budgets
