@@ -24,9 +24,10 @@ APART, TOGETHER = False, True
 LAYERS: list[tuple[frozenset[str], bool]] = [
     (frozenset({"errors", "model"}), TOGETHER),
     (frozenset({"config", "log", "network"}), TOGETHER),
+    (frozenset({"access", "split", "texts", "windows"}), TOGETHER),  # plain rules, no I/O
     (frozenset({"store", "platforms", "ai", "hooks"}), APART),
     (frozenset({"state", "commands", "plugins"}), APART),
-    (frozenset({"pipeline"}), TOGETHER),
+    (frozenset({"intake", "pipeline"}), TOGETHER),
     (frozenset({"worker", "delivery", "schedule"}), TOGETHER),
     (frozenset({"web"}), TOGETHER),
     (frozenset({"app", "cli", "reference", "__main__"}), TOGETHER),
