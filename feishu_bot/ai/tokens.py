@@ -45,7 +45,7 @@ _SIZES: Final = MappingProxyType({"cl100k_base": 100_256, "o200k_base": 199_998}
 
 def unpack_ranks(name: str) -> dict[bytes, int]:
     """Return the ranks of an encoding: token bytes -> rank. About 0.1 s and, while it lives, 25 MB."""
-    packed = files("feishu_bot.ai").joinpath("ranks", f"{name}.ranks.xz").read_bytes()
+    packed = files("feishu_bot.ai.ranks").joinpath(f"{name}.ranks.xz").read_bytes()
     data = lzma.decompress(packed)
     size = _SIZES[name]
     ranks: dict[bytes, int] = {}
