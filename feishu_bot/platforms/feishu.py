@@ -1,0 +1,561 @@
+"""Feishu and Lark: events over a webhook, answers over the open platform's message API.
+
+Sources: open.feishu.cn, "Configure Encrypt Key", "Receive message", "Send message", "Reply to message".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import hmac
+import logging
+import re
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from urllib.parse import quote
+
+import orjson
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CBC
+from pydantic import Field
+
+from feishu_bot.config import HttpUrl, PlatformSettings, Secrets
+from feishu_bot.errors import BadPayload, BadSignature, BadToken, DeliveryError, Undeliverable
+from feishu_bot.model import ChatType, InboundMessage
+from feishu_bot.platforms.base import Platform, PlatformContext, Received, WebhookRequest, parse_json
+from feishu_bot.platforms.feishu_client import NO_THREADS, POST_REFUSED, REPLY_GONE, Answer, FeishuClient
+from feishu_bot.platforms.feishu_content import (
+    SILENT_TYPES,
+    escape_mentions,
+    mentioned,
+    outgoing_content,
+    read_content,
+    read_mentions,
+    resolve_mentions,
+    text_content,
+    text_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from feishu_bot.model import Attachment, Mention, Outgoing
+
+logger = logging.getLogger(__name__)
+
+_SIGNATURE = "X-Lark-Signature"
+_TIMESTAMP = "X-Lark-Request-Timestamp"
+_NONCE = "X-Lark-Request-Nonce"
+
+_BLOCK = 16  # bytes of an AES block
+_SHA1_LENGTH = 40  # hex digits: the scheme of legacy message cards
+_MAX_ID = 200  # characters of an event key; longer ones are hashed
+_LATEST_MS = 10**14  # a later instant must be microseconds (card callbacks)
+_MAX_DIGITS = 17
+_LONGEST_PAUSE_S = 60.0
+
+_MARKS = {"zh": "(可能重复) ", "en": "(possibly repeated) "}
+_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
+_WRITTEN_TIME = re.compile(  # time.Time.String() of Go, and ISO 8601
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[ T]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.[0-9]+)? ?([+-][0-9]{2}:?[0-9]{2}|Z)"
+)
+_NO_LEGACY_CARD = ("encrypt", "schema", "header", "event", "uuid", "type", "challenge")
+
+
+class FeishuSettings(PlatformSettings):
+    """One Feishu or Lark app."""
+
+    builtin: ClassVar[Mapping[str, Any]] = {
+        "app_id": "${FEISHU_APP_ID:-}",
+        "app_secret": "${FEISHU_APP_SECRET:-}",
+        "encrypt_key": "${FEISHU_ENCRYPT_KEY:-}",
+        "verification_token": "${FEISHU_VERIFICATION_TOKEN:-}",
+    }
+
+    app_id: str = Field("", description="the app's id, cli_…")
+    app_secret: Secrets = Field(Secrets(), description="the app's secret")
+    encrypt_key: Secrets = Field(
+        Secrets(), description="Encrypt Key: events are encrypted and signed with it"
+    )
+    verification_token: Secrets = Field(
+        Secrets(),
+        description="Verification Token: stands in every event; alone it is weaker than encrypt_key",
+    )
+    base_url: HttpUrl = Field(
+        "https://open.feishu.cn", description="the open platform; Lark: https://open.larksuite.com"
+    )
+    bot_open_id: str | None = Field(
+        None, min_length=1, description="the bot's own id, ou_…; null: asked from the platform"
+    )
+    max_event_age_s: float | None = Field(
+        None,
+        gt=0,
+        description="a signed timestamp older or later than this is refused (401); null: no check, the inbox"
+        " holds repeats off",
+    )
+
+    def missing(self) -> list[str]:
+        """Return the keys without which this account cannot prove who sent an event, or answer."""
+        keys = [] if self.app_id else ["app_id"]
+        if not self.app_secret:
+            keys.append("app_secret")
+        if not self.encrypt_key and not self.verification_token and not self.insecure:
+            keys.append("encrypt_key")
+        return keys
+
+    def warnings(self) -> list[str]:
+        """Return what the operator should know about an enabled account, one sentence each."""
+        found = super().warnings()
+        if self.verification_token and not self.encrypt_key:
+            found.append(
+                "no encrypt_key: events are neither encrypted nor signed; only verification_token proves them"
+            )
+        return found
+
+
+class Feishu(Platform):
+    """A Feishu or Lark app that receives events over a webhook."""
+
+    name = "feishu"
+    settings_type = FeishuSettings
+    # A text may be 150 KB of JSON inside JSON, where one byte can become seven.
+    max_part_bytes = 20_000
+    idempotent_for_s = 3600.0
+
+    settings: FeishuSettings
+
+    def __init__(
+        self,
+        account: str,
+        settings: FeishuSettings,
+        context: PlatformContext,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        super().__init__(account, settings, context)
+        self._ciphers = tuple(
+            (key.encode(), AES(hashlib.sha256(key.encode()).digest()))
+            for key in settings.encrypt_key.values()
+        )
+        self._tokens = tuple(token.encode() for token in settings.verification_token.values())
+        self._own_id = settings.bot_open_id
+        self._keep_unaddressed = not context.require_at_in_groups
+        self._sleep = sleep
+        self._client = FeishuClient(
+            base_url=settings.base_url,
+            app_id=settings.app_id,
+            app_secrets=settings.app_secret.values(),
+            network=settings.network or context.network,
+            clock=clock,
+            hidden=(*settings.encrypt_key.values(), *settings.verification_token.values()),
+        )
+        self._problem: str | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    # ------------------------------------------------------------------------------------------ receiving
+
+    def receive(self, request: WebhookRequest) -> Received:
+        """Verify, decrypt and normalise one request. Raises BadSignature, BadToken or BadPayload."""
+        signature = request.headers.get(_SIGNATURE)
+        if self._ciphers:
+            if signature is not None and len(signature) == _SHA1_LENGTH:
+                return self._legacy_card(request, _json_object(self._proven_card(request, signature)))
+            payload, plain = self._opened(request, signature)
+        else:
+            plain = request.body
+            payload = _json_object(plain)
+            if _is_legacy_card(payload):
+                if self._tokens or not self.settings.insecure:
+                    self._proven_card(request, signature or "")
+                return self._legacy_card(request, payload)
+            if not self._tokens and not self.settings.insecure:
+                raise BadSignature("no secret is configured that could prove an event")
+            if "encrypt" in payload:
+                _refuse_unreadable(proven_by_token=bool(self._tokens))
+        header = payload.get("header")
+        self._check_token(header if isinstance(header, dict) else payload)
+        if payload.get("type") == "url_verification":
+            return _challenge(payload)
+        return Received((self._normalised(payload, plain),))
+
+    def _opened(self, request: WebhookRequest, signature: str | None) -> tuple[dict[str, Any], bytes]:
+        """Return the decrypted event and its bytes, once the signature over the raw body is right."""
+        timestamp, nonce = request.headers.get(_TIMESTAMP), request.headers.get(_NONCE)
+        if signature is None or timestamp is None or nonce is None:
+            return self._unsigned_challenge(request.body)
+        given, prefix = _raw(signature), _raw(timestamp + nonce)
+        for key, cipher in self._ciphers:
+            digest = hashlib.sha256(prefix + key)
+            digest.update(request.body)
+            if hmac.compare_digest(digest.hexdigest().encode(), given):
+                self._check_age(timestamp, request.now)
+                plain = _decrypted(_json_object(request.body), cipher)
+                return _json_object(plain), plain
+        raise BadSignature("the signature does not match")
+
+    def _unsigned_challenge(self, body: bytes) -> tuple[dict[str, Any], bytes]:
+        """Return the one thing that Feishu sends unsigned: the check of the request URL.
+
+        Everything else gets the same answer, whether it can be decrypted or not: whoever cannot sign must
+        not learn what a ciphertext holds.
+        """
+        for _, cipher in self._ciphers:
+            try:
+                plain = _decrypted(_json_object(body), cipher)
+                payload = _json_object(plain)
+            except BadPayload:
+                continue
+            if payload.get("type") == "url_verification" and "header" not in payload:
+                return payload, plain
+        raise BadSignature("the request is not signed")
+
+    def _check_token(self, holder: dict[str, Any]) -> None:
+        if not self._tokens:
+            return
+        token = holder.get("token")
+        given = token.encode() if isinstance(token, str) else b""
+        if not any(hmac.compare_digest(given, known) for known in self._tokens):
+            raise BadToken("the verification token does not match")
+
+    def _check_age(self, timestamp: str, now: float) -> None:
+        limit = self.settings.max_event_age_s
+        if limit is None:
+            return
+        sent_at = _instant(timestamp)
+        if sent_at is not None and abs(now - sent_at) > limit:
+            raise BadSignature("the signed timestamp is too far from now")
+
+    def _proven_card(self, request: WebhookRequest, signature: str) -> bytes:
+        """Return the body of a legacy card callback, proven by SHA-1 over the verification token."""
+        timestamp, nonce = request.headers.get(_TIMESTAMP, ""), request.headers.get(_NONCE, "")
+        given, prefix = _raw(signature), _raw(timestamp + nonce)
+        for token in self._tokens:
+            digest = hashlib.sha1(prefix + token, usedforsecurity=False)  # the platform's own scheme
+            digest.update(request.body)
+            if hmac.compare_digest(digest.hexdigest().encode(), given):
+                self._check_age(timestamp, request.now)
+                return request.body
+        raise BadSignature("the card's signature does not match")
+
+    def _legacy_card(self, request: WebhookRequest, payload: dict[str, Any]) -> Received:
+        if not _is_legacy_card(payload):
+            raise BadSignature("the scheme of cards does not prove an event")
+        event = InboundMessage(
+            account=self.account,
+            event_key=_digest_key("card", request.body),
+            event_type="card.action.trigger_v1",
+            kind="event",
+            chat_id=text_of(payload.get("open_chat_id")),
+            sender_id=text_of(payload.get("open_id")),
+            message_id=text_of(payload.get("open_message_id")) or None,
+        )
+        return Received((event,))
+
+    # ---------------------------------------------------------------------------------------- normalising
+
+    def _normalised(self, payload: dict[str, Any], plain: bytes) -> InboundMessage:
+        header = payload.get("header")
+        body = payload.get("event")
+        event: dict[str, Any] = body if isinstance(body, dict) else {}
+        if isinstance(header, dict):
+            kind, event_id, event_type = "ev", header.get("event_id"), header.get("event_type")
+            tenant = text_of(header.get("tenant_key"))
+        else:
+            kind, event_id, event_type = "uuid", payload.get("uuid"), event.get("type")
+            tenant = ""
+        event_id, event_type = text_of(event_id), text_of(event_type) or "unknown"
+        key = _key(kind, event_id) if event_id else _digest_key("body", plain)
+        message = event.get("message")
+        if event_type == "im.message.receive_v1" and isinstance(header, dict):
+            if not isinstance(message, dict):
+                raise BadPayload("a message event without a message")
+            message_id = text_of(message.get("message_id"))
+            return self._message(event, message, tenant, _key("om", message_id) if message_id else key)
+        return self._event(event, event_type[:_MAX_ID], key)
+
+    def _event(self, event: dict[str, Any], event_type: str, key: str) -> InboundMessage:
+        """Return an event that nobody said: its ids and nothing else."""
+        context = _dict(event.get("context"))
+        actor = _dict(event.get("operator") or event.get("operator_id") or event.get("user_id"))
+        message_id = text_of(event.get("message_id") or context.get("open_message_id"))
+        return InboundMessage(
+            account=self.account,
+            event_key=key,
+            event_type=event_type,
+            kind="event",
+            chat_id=text_of(event.get("chat_id") or context.get("open_chat_id")),
+            sender_id=text_of(actor.get("open_id")),
+            message_id=message_id or None,
+        )
+
+    def _message(
+        self, event: dict[str, Any], message: dict[str, Any], tenant: str, key: str
+    ) -> InboundMessage:
+        sender = _dict(event.get("sender"))
+        sender_id = text_of(_dict(sender.get("sender_id")).get("open_id"))
+        sender_tenant = text_of(sender.get("tenant_key"))
+        message_type = text_of(message.get("message_type"))
+        message_id = text_of(message.get("message_id")) or None
+        chat_id = text_of(message.get("chat_id"))
+        private = message.get("chat_type") == "p2p"
+        silent = message_type in SILENT_TYPES or not sender_id
+        text, unreadable = "", None
+        attachments: tuple[Attachment, ...] = ()
+        mentions: tuple[Mention, ...] = ()
+        addressed: bool | None = private
+        if not silent:
+            content = read_content(message_type, message.get("content"))
+            text, attachments, unreadable = content.text, content.attachments, content.unreadable
+            mentions = content.mentions + read_mentions(message.get("mentions"))
+            if not private:
+                addressed = self._is_addressed(mentions)
+            if addressed is False and not self._keep_unaddressed:
+                text, attachments, mentions, unreadable = "", (), (), None
+            elif addressed is not None:
+                text, unreadable = self._readable(text, mentions, attachments, unreadable)
+        return InboundMessage(
+            account=self.account,
+            event_key=key,
+            event_type="im.message.receive_v1",
+            kind="event" if silent else "message",
+            chat_type=ChatType.PRIVATE if private else ChatType.GROUP,
+            chat_id=chat_id,
+            sender_id=sender_id,
+            sender_is_bot=text_of(sender.get("sender_type")) != "user",
+            outsider=bool(tenant and sender_tenant and tenant != sender_tenant),
+            text=text,
+            addressed=addressed,
+            mentions=mentions,
+            message_id=message_id,
+            reply_to=text_of(message.get("parent_id")) or None,
+            platform_thread_id=text_of(message.get("thread_id")) or None,
+            attachments=attachments,
+            unreadable=unreadable,
+            sent_at_ms=_milliseconds(message.get("create_time")),
+        )
+
+    def _is_addressed(self, mentions: tuple[Mention, ...]) -> bool | None:
+        if self._own_id is not None:
+            return mentioned(mentions, self._own_id)
+        return None if any(mention.id for mention in mentions) else False
+
+    def _readable(
+        self,
+        text: str,
+        mentions: tuple[Mention, ...],
+        attachments: tuple[Attachment, ...],
+        unreadable: str | None,
+    ) -> tuple[str, str | None]:
+        """Return the text as the model reads it, and what stands in its place if there is none."""
+        if mentions:
+            text = resolve_mentions(text, mentions, self._own_id)
+        if unreadable is not None or (text and not text.isspace()):
+            return text, unreadable
+        if attachments:
+            return "", attachments[0].kind
+        return "", "mention" if self._own_id and mentioned(mentions, self._own_id) else "text"
+
+    def judge(self, message: InboundMessage) -> InboundMessage | None:
+        """Decide a message that came while the bot's own id was unknown; None while it still is."""
+        if message.addressed is not None:
+            return message
+        if self._own_id is None:
+            return None
+        addressed = mentioned(message.mentions, self._own_id)
+        if not addressed and not self._keep_unaddressed:
+            return replace(
+                message, addressed=False, text="", mentions=(), attachments=(), unreadable=None, tokens=None
+            )
+        text, unreadable = self._readable(
+            message.text, message.mentions, message.attachments, message.unreadable
+        )
+        return replace(message, addressed=addressed, text=text, unreadable=unreadable, tokens=None)
+
+    # ------------------------------------------------------------------------------------------- identity
+
+    async def start(self) -> None:
+        """Begin to ask for the bot's own id, unless the settings name it. Does not wait for the platform."""
+        if self._own_id is not None:
+            self.context.identified()
+        elif self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._identify())
+
+    async def stop(self) -> None:
+        """Close the connections."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        await self._client.close()
+
+    def problems(self) -> list[str]:
+        """Return why the bot's own id is not known yet; mentions in groups wait for it."""
+        return [] if self._problem is None else [self._problem]
+
+    async def _identify(self) -> None:
+        pause_s = 1.0
+        while self._own_id is None:
+            try:
+                answer = await self._client.call("GET", "/open-apis/bot/v3/info")
+            except DeliveryError as error:
+                reason = error.reason
+            else:
+                own_id = _dict(answer.body.get("bot")).get("open_id")
+                if answer.code == 0 and isinstance(own_id, str) and own_id:
+                    self._own_id = own_id
+                    break
+                reason = answer.reason if answer.code else "the answer names no bot"
+            problem = f"the bot's own id is unknown: {reason}"
+            if problem != self._problem:
+                logger.warning("bot id unknown", extra={"account": self.account, "reason": reason})
+                self._problem = problem
+            await self._sleep(pause_s)
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+        self._problem = None
+        logger.info("bot identified", extra={"account": self.account, "bot_open_id": self._own_id})
+        self.context.identified()
+
+    # -------------------------------------------------------------------------------------------- sending
+
+    async def send(self, outgoing: Outgoing) -> str | None:
+        """Send one part as a reply and return its message id.
+
+        Where the platform definitely refuses one form (the message to reply to was recalled, the group has no
+        topics, the post cannot be shown), the next one is tried under a key of its own, the same in every
+        retry. Raises RetryLater or Undeliverable.
+        """
+        target = outgoing.target
+        # JSON cannot hold a lone surrogate.
+        text = escape_mentions(outgoing.text.encode("utf-8", "replace").decode())
+        if outgoing.possibly_repeated:
+            text = _MARKS.get(self.context.language, _MARKS["en"]) + text
+        msg_type, content = outgoing_content(text)
+        reply_to, threaded = target.reply_to, bool(target.thread_id)
+        key = outgoing.idempotency_key
+        while True:
+            body: dict[str, Any] = {"msg_type": msg_type, "content": content, "uuid": key}
+            if reply_to:
+                answer = await self._reply(reply_to, body, threaded=threaded)
+            else:
+                answer = await self._create(target.chat_id, target.sender_id, body)
+            if answer.code == 0:
+                return text_of(_dict(answer.body.get("data")).get("message_id")) or None
+            if reply_to and threaded and answer.code == NO_THREADS:
+                threaded, key = False, key + "-f"
+            elif reply_to and answer.code in REPLY_GONE:
+                reply_to, key = None, key + "-c"
+            elif msg_type == "post" and answer.code in POST_REFUSED:
+                msg_type, content, key = "text", text_content(text), key + "-t"
+            else:
+                raise answer.error()
+
+    async def _reply(self, message_id: str, body: dict[str, Any], *, threaded: bool) -> Answer:
+        path = f"/open-apis/im/v1/messages/{quote(message_id, safe='')}/reply"
+        return await self._client.call("POST", path, orjson.dumps({**body, "reply_in_thread": threaded}))
+
+    async def _create(self, chat_id: str, open_id: str, body: dict[str, Any]) -> Answer:
+        if not chat_id and not open_id:
+            raise Undeliverable("neither a chat nor a person to send to")
+        id_type = "chat_id" if chat_id else "open_id"
+        path = f"/open-apis/im/v1/messages?receive_id_type={id_type}"
+        return await self._client.call("POST", path, orjson.dumps({**body, "receive_id": chat_id or open_id}))
+
+
+# --------------------------------------------------------------------------------------------------- parts
+
+
+def _raw(text: str) -> bytes:
+    """Return a header's bytes; never raises, whatever the peer sent."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _dict(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    value = parse_json(body)
+    if not isinstance(value, dict):
+        raise BadPayload("not a JSON object")
+    return value
+
+
+def _decrypted(outer: dict[str, Any], cipher: AES) -> bytes:
+    """Return the plain text of ``{"encrypt": base64(iv + AES-256-CBC)}``; raise BadPayload if there is none."""
+    encrypted = outer.get("encrypt")
+    if not isinstance(encrypted, str):
+        raise BadPayload("not encrypted, though an encrypt_key is configured")
+    try:
+        raw = base64.b64decode(encrypted, validate=True)
+    except (binascii.Error, ValueError):
+        raise BadPayload("not base64") from None
+    if len(raw) < 2 * _BLOCK or len(raw) % _BLOCK:
+        raise BadPayload("not whole blocks")
+    decryptor = Cipher(cipher, CBC(raw[:_BLOCK])).decryptor()
+    padded = decryptor.update(raw[_BLOCK:]) + decryptor.finalize()
+    size = padded[-1]
+    if not 1 <= size <= _BLOCK or padded[-size:] != bytes((size,)) * size:
+        raise BadPayload("cannot be decrypted")
+    return padded[:-size]
+
+
+def _refuse_unreadable(*, proven_by_token: bool) -> NoReturn:
+    reason = "the event is encrypted, but no encrypt_key is configured"
+    raise BadToken(reason) if proven_by_token else BadPayload(reason)
+
+
+def _challenge(payload: dict[str, Any]) -> Received:
+    challenge = payload.get("challenge")
+    if not isinstance(challenge, str):
+        raise BadPayload("a challenge without text")
+    return Received(body=orjson.dumps({"challenge": challenge}))
+
+
+def _is_legacy_card(payload: dict[str, Any]) -> bool:
+    return (
+        isinstance(payload.get("action"), dict)
+        and isinstance(payload.get("open_message_id"), str)
+        and not any(name in payload for name in _NO_LEGACY_CARD)
+    )
+
+
+def _key(kind: str, value: str) -> str:
+    if len(value) <= _MAX_ID:
+        return f"{kind}:{value}"
+    return _digest_key(kind, value.encode())
+
+
+def _digest_key(kind: str, content: bytes) -> str:
+    return f"{kind}:sha256-{hashlib.sha256(content).hexdigest()[:40]}"
+
+
+def _milliseconds(value: object) -> int | None:
+    """Read an instant in milliseconds (or microseconds) from a text or number; None if it is none."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or not text.isascii() or not text.isdigit() or len(text) > _MAX_DIGITS:
+        return None
+    number = int(text)
+    return number // 1000 if number > _LATEST_MS else number
+
+
+def _instant(timestamp: str) -> float | None:
+    """Return the Unix seconds of a signed timestamp, None where none can be read without guessing.
+
+    Card callbacks have been seen with Go's written time. A zone that is only a name (CST) names several.
+    """
+    if _NUMBER.fullmatch(timestamp):
+        return float(timestamp)
+    match = _WRITTEN_TIME.match(timestamp)
+    if match is None:
+        return None
+    try:
+        written = datetime.fromisoformat(f"{match[1]}T{match[2]}{match[3]}")
+        return written.astimezone(UTC).timestamp()
+    except (ValueError, OverflowError):
+        return None
