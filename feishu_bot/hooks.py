@@ -6,6 +6,7 @@ takes longer than its time is reported and skipped; it never stops a message.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from feishu_bot.model import InboundMessage
+
+
+COMMAND_NAME = re.compile(r"[^\W_][\w-]{0,31}")  # letters of any script, digits, - and _
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,10 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command of the chat. ``name`` and ``aliases`` are without the prefix; ``help`` is by language."""
+    """A command of the chat. ``name`` and ``aliases`` are without the prefix; ``help`` is by language.
+
+    Raises ValueError for a name that nobody could type.
+    """
 
     name: str
     run: Callable[[Context, str], Awaitable[Reply | str]]
@@ -94,6 +101,18 @@ class Command:
     aliases: tuple[str, ...] = ()
     usage: str = ""  # its arguments, e.g. "[N]"
     admin_only: bool = False
+
+    def __post_init__(self) -> None:
+        for name in (self.name, *self.aliases):
+            if COMMAND_NAME.fullmatch(name) is None:
+                raise ValueError(
+                    f"{name!r} cannot be a command: a letter or digit, then at most 31 letters, digits, - and _"
+                )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that it can be called by, without the prefix, as names are compared: in lower case."""
+        return tuple(dict.fromkeys(name.casefold() for name in (self.name, *self.aliases)))
 
 
 class Plugin(Protocol):
