@@ -28,7 +28,7 @@ LAYERS: list[tuple[frozenset[str], bool]] = [
     (frozenset({"store", "platforms", "ai", "hooks"}), APART),
     (frozenset({"state", "commands", "plugins"}), APART),
     (frozenset({"intake", "pipeline"}), TOGETHER),
-    (frozenset({"worker", "delivery", "schedule"}), TOGETHER),
+    (frozenset({"worker", "delivery", "schedule", "waiters", "gate", "metrics"}), TOGETHER),
     (frozenset({"web"}), TOGETHER),
     (frozenset({"app", "cli", "reference", "__main__"}), TOGETHER),
     (frozenset({"testing"}), TOGETHER),  # ships with the product, is no part of the server
@@ -59,7 +59,12 @@ LIBRARIES: dict[str, set[str]] = {
 
 # The only functions that may catch everything, each logging with the stack: the web error middleware, a worker's
 # lane loop, the delivery loop, a plugin call, a scheduled job. (module, function) -> which of these it is.
-EDGES: dict[tuple[str, str], str] = {}
+EDGES: dict[tuple[str, str], str] = {
+    ("web.errors", "error_middleware"): "the web error middleware",
+    ("worker", "Worker._run"): "a worker's lane loop",
+    ("delivery", "Delivery._run"): "the delivery loop",
+    ("delivery", "Delivery._send"): "the delivery loop, around one platform's own code",
+}
 
 # Functions that do not swallow what they catch but hand it to somebody who waits for it. They need not log.
 MESSENGERS: dict[tuple[str, str], str] = {

@@ -181,6 +181,30 @@ def is_conflict(error: BaseException) -> bool:
     return "database is locked" in str(orig) or "database table is locked" in str(orig)
 
 
+def is_hopeless(error: BaseException) -> bool:
+    """Say whether waiting cannot help: wrong password, missing database, a file that is no database."""
+    orig = getattr(error, "orig", None)
+    if orig is None and error.__cause__ is not None:
+        return is_hopeless(error.__cause__)
+    words = str(orig or error).lower()
+    number = orig.args[0] if orig is not None and orig.args else None
+    return (
+        number in {1044, 1045, 1049}
+        or any(
+            sign in words
+            for sign in (
+                "password authentication failed",
+                "no password supplied",
+                "not a database",
+                "malformed",
+                "unable to open database file",
+                "readonly database",
+            )
+        )
+        or ("does not exist" in words and ("database" in words or "role" in words))
+    )
+
+
 _PASSWORD_IN_URL = re.compile(r"(://[^:/@\s]*:)[^@\s]*@")
 
 

@@ -18,7 +18,7 @@ from feishu_bot.store.schema import OPEN, UNSENT, inbox, lanes, outbox, processe
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from feishu_bot.store.work import Transaction
+    from feishu_bot.store.work import Lease, Transaction
 
 STALE_MS = 60_000  # a process without a heartbeat for so long no longer counts
 
@@ -192,6 +192,25 @@ def ready_lanes(tx: Transaction, most: int) -> tuple[list[str], list[str]]:
     work = list(tx.connection.execute(_READY, parameters).scalars())
     send = list(tx.connection.execute(_READY_TO_SEND, parameters).scalars())
     return work, send
+
+
+def waiting_lanes(tx: Transaction) -> list[str]:
+    """Return lanes whose head waits for an instant to come."""
+    statement = select(lanes.c.key).where(lanes.c.ready_at > tx.now_ms, lanes.c.lease_token.is_(None))
+    return list(tx.connection.execute(statement.limit(10_000)).scalars())
+
+
+def give_back(tx: Transaction, lease: Lease, ready_at: int) -> None:
+    """Release a lane whose message was not ended; it is ready again at ``ready_at``."""
+    tx.connection.execute(
+        update(lanes)
+        .where(
+            lanes.c.key == lease.lane_key,
+            lanes.c.lease_token == lease.token,
+            lanes.c.lease_owner == lease.owner,
+        )
+        .values(lease_owner=None, lease_token=None, lease_until=0, ready_at=ready_at)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,7 @@ _FINISH = (
             (bindparam("unknown") == 1, func.coalesce(outbox.c.unknown_at, outbox.c.first_attempt_at)),
             else_=outbox.c.unknown_at,
         ),
+        payload=case((bindparam("erase") == 1, "{}"), else_=outbox.c.payload),
     )
 )
 _ATTEMPT = (
@@ -158,6 +159,7 @@ def _record(tx: Transaction, steps: Sequence[SendStep]) -> None:
                 "new_not_before": result.not_before,
                 "new_ended_at": None if result.state == PENDING else tx.now_ms,
                 "unknown": int(result.outcome_unknown),
+                "erase": int(result.erase),
             }
         )
     if finished:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from zlib import crc32
 
@@ -110,6 +111,19 @@ class Store:
             writer.stop()
         self._readers.shutdown(wait=True, cancel_futures=True)
         self.engine.dispose()
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the SQLite file lies; None for a database server."""
+        url = self.engine.url
+        if self.capabilities.kind != "sqlite" or not url.database or url.database.startswith((":", "file:")):
+            return None
+        return Path(url.database).parent
+
+    @property
+    def location(self) -> str:
+        """The database's URL without its password."""
+        return self.engine.url.render_as_string(hide_password=True)
 
     def problem(self) -> str | None:
         """Return why nothing can be written now, or None."""

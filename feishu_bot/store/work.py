@@ -275,6 +275,7 @@ class SendResult:
     error: str | None = None
     not_before: int = 0
     outcome_unknown: bool = False
+    erase: bool = False  # keep no text of a part that was sent
     aside: bool = False  # take it out of its lane, so that it holds up nothing
 
 

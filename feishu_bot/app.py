@@ -1,0 +1,328 @@
+"""The composition root: builds the parts, starts them, stops them in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from feishu_bot import __version__
+from feishu_bot.access import Access
+from feishu_bot.ai.agent import Agent
+from feishu_bot.ai.models import make_model
+from feishu_bot.delivery import Delivery
+from feishu_bot.errors import StoreUnavailable
+from feishu_bot.gate import Gate
+from feishu_bot.intake import Intake
+from feishu_bot.metrics import Metrics
+from feishu_bot.pipeline import ChatBot, Pipeline
+from feishu_bot.platforms.base import PlatformContext, platform_types
+from feishu_bot.plugins import Plugins
+from feishu_bot.schedule import Job, Schedule, cleanup
+from feishu_bot.store.engine import is_hopeless
+from feishu_bot.store.store import Store
+from feishu_bot.waiters import Waiters
+from feishu_bot.web.chat import Chat
+from feishu_bot.web.health import Health
+from feishu_bot.web.server import Server
+from feishu_bot.web.webhooks import Webhooks
+from feishu_bot.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from feishu_bot.config import BotSettings
+    from feishu_bot.platforms.base import Platform
+    from feishu_bot.store.work import Committed, Outcome, Planned, Work
+
+log = logging.getLogger(__name__)
+
+GRACE_S: Final = 20.0  # what runs at SIGTERM may finish in this time
+FLUSH_S: Final = 5.0  # and the outbox in this
+_WAIT_FOR_STORE_S: Final = 1.0  # between two looks for a database that is away at start
+
+
+class App:
+    """The server: one process's web doors, worker, delivery and schedule over one store.
+
+    ``clock`` gives Unix seconds, ``reached`` is told of each step of a message's way; both are for tests.
+    """
+
+    def __init__(
+        self,
+        settings: BotSettings,
+        *,
+        clock: Callable[[], float] = time.time,
+        reached: Callable[[str], None] | None = None,
+    ) -> None:
+        self.settings = settings
+        self._reached = reached
+        chat, persistence = settings.chat, settings.ai.conversation_persistence
+        self.store = Store(persistence.db_url, auto_migrate=persistence.auto_migrate)
+        self.access = Access(settings.access, chat.admins)
+        self.platforms = self._make_platforms()
+        self.plugins = Plugins(settings.plugins)
+        self.agent = Agent(
+            settings.ai,
+            model=make_model(settings.ai, network=settings.network),
+            budget_margin=settings.budget_margin,
+        )
+        self.pipeline = Pipeline(
+            settings,
+            agent=self.agent,
+            platforms=self.platforms,
+            plugins=self.plugins,
+            access=self.access,
+            store=self.store,
+        )
+        step = reached if reached is not None else _nothing
+        self.waiters = Waiters(self.store)
+        self.delivery = Delivery(self.store, self.platforms, keep_texts=persistence.enabled, reached=step)
+        self.worker = Worker(
+            self.store,
+            self.pipeline,
+            self.delivery,
+            finished=self._finished,
+            on_text=self.waiters.on_text,
+            answer_within_ms=None
+            if chat.answer_within is None
+            else int(chat.answer_within.total_seconds() * 1000),
+            reached=step,
+        )
+        self.metrics = Metrics(self._gauges)
+        self.intake = Intake(
+            settings,
+            self.store,
+            self.access,
+            recorded=self.worker.nudge,
+            wants_events=lambda: self.plugins.wants_events,
+        )
+        self.gate = Gate(
+            settings.server,
+            self.store,
+            depth=lambda: self.worker.depth,
+            folder=self.store.folder,
+        )
+        self.schedule = Schedule(self.store, settings.schedule.zone, self._jobs())
+        self._server = self._make_server(clock)
+        self._open = False
+
+    # ------------------------------------------------------------------------------------------ building
+
+    def _make_platforms(self) -> dict[str, Platform]:
+        types, settings = platform_types(), self.settings
+        context = PlatformContext(
+            network=settings.network,
+            language=settings.chat.language,
+            require_at_in_groups=settings.chat.require_at_in_groups,
+            identified=self._identified,
+        )
+        return {
+            account: types[own.type](account, own, context)
+            for account, own in settings.platforms.items()
+            if own.enabled
+        }
+
+    def _identified(self) -> None:
+        """Judge the mentions that waited for the bot's own id."""
+        self.worker.look_now()
+
+    def _jobs(self) -> list[Job]:
+        cleaning, days = (
+            self.settings.schedule.cleanup,
+            self.settings.ai.conversation_persistence.cleanup_days,
+        )
+        if not cleaning.enabled:
+            return []
+
+        async def clean() -> None:
+            result = await cleanup(self.store, days=days)
+            log.info("cleanup done", extra={"result": str(result)})
+
+        return [Job("cleanup", cleaning.cron, clean)]
+
+    def _make_server(self, clock: Callable[[], float]) -> Server:
+        ai = self.settings.ai
+        account = next((name for name, p in self.platforms.items() if p.pull), None)
+        chat = Chat(
+            account,
+            store=self.store,
+            intake=self.intake,
+            waiters=self.waiters,
+            gate=self.gate,
+            metrics=self.metrics,
+            patience_s=ai.timeout_s * (2 + len(ai.fallback_models)),
+        )
+        webhooks = Webhooks(
+            self.platforms, self.intake, self.gate, self.metrics, clock=clock, reached=self._reached
+        )
+        health = Health(self.metrics, broken=self._broken, degraded=self._degraded)
+        return Server(self.settings.server, webhooks=webhooks, chat=chat, health=health)
+
+    # ------------------------------------------------------------------------------------------- running
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on, also where the configuration says 0."""
+        return self._server.port
+
+    async def start(self) -> None:
+        """Listen, then open the store: while a database is away, ``/healthz`` answers and webhooks get 503.
+
+        Raises StoreUnavailable or SchemaMismatch for what waiting cannot mend, OSError for a port in use.
+        """
+        await self._server.start()
+        await self._open_store()
+        url = f"http://{self.settings.server.host}:{self.port}/"
+        log.info("ready", extra={"url": url, "version": __version__})
+
+    async def _open_store(self) -> None:
+        planner: Any = self.pipeline if self._reached is None else _Watched(self.pipeline, self._reached)
+        told = False
+        while True:
+            try:
+                await asyncio.to_thread(self.store.open, planner, version=__version__)
+            except StoreUnavailable as error:
+                if is_hopeless(error) or not isinstance(error.__cause__, Exception):
+                    raise
+                if not told:
+                    log.warning("waiting for the database", extra={"reason": str(error)})
+                    told = True
+                await asyncio.sleep(_WAIT_FOR_STORE_S)
+            else:
+                break
+        log.info(
+            "database ready",
+            extra={"kind": self.store.capabilities.kind, "where": self.store.location},
+        )
+        await self.plugins.start(self._bot_for)
+        self.pipeline.load_commands()
+        for platform in self.platforms.values():
+            await platform.start()
+        await self.worker.start()
+        await self.schedule.start()
+        self._open = True
+
+    def _bot_for(self, plugin: str) -> ChatBot:
+        return ChatBot(self.pipeline, self.settings.plugins.settings.get(plugin, {}))
+
+    async def stop(self) -> None:
+        """Stop accepting, finish or give back what runs, flush the outbox, close."""
+        self.gate.draining = True
+        await self._server.refuse_connections()
+        if self._open:
+            await self.schedule.stop()
+            await self.worker.stop(GRACE_S)
+            await self.delivery.stop(FLUSH_S)
+            await self.plugins.stop()
+            for platform in self.platforms.values():
+                await platform.stop()
+        await self._server.stop()
+        await self.agent.close()
+        if self._open:
+            with suppress(StoreUnavailable):
+                await self.store.close()
+        log.info("stopped")
+
+    async def run(self, *, ready: Callable[[App], None] | None = None) -> None:
+        """Serve until SIGTERM or SIGINT; a second signal stops at once."""
+        loop = asyncio.get_running_loop()
+        stopping = asyncio.Event()
+
+        def on_signal() -> None:
+            if stopping.is_set():
+                log.warning("stopped at once by a second signal")
+                raise SystemExit(1)
+            stopping.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal)
+        starting = asyncio.create_task(self.start())
+        waiting = asyncio.create_task(stopping.wait())
+        try:
+            await asyncio.wait([starting, waiting], return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                if ready is not None:
+                    ready(self)
+                await waiting
+        finally:
+            waiting.cancel()
+            starting.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await starting
+            await self.stop()
+
+    # ------------------------------------------------------------------------------------------- telling
+
+    def _finished(self, work: Work, outcome: Outcome, committed: Committed) -> None:
+        """Count a message's end, tell who waits, and write its one line."""
+        self.waiters.finished(work, outcome, committed)
+        account, now = work.message.account, self.store.now_ms()
+        self.metrics.ends[account, committed.end.value] += 1
+        self.metrics.count_calls(outcome.calls)
+        self.metrics.answered.observe(max(0, now - work.received_at) / 1000)
+        log.info(
+            "message ended",
+            extra={
+                "inbox": work.inbox_id,
+                "account": account,
+                "end": committed.end.value,
+                "reason": outcome.reason,
+                "attempt": work.attempt,
+                "ms": now - work.received_at,
+            },
+        )
+
+    def _gauges(self) -> dict[str, float]:
+        depth, now = self.worker.depth, self.store.now_ms()
+        gauges: dict[str, float] = {
+            "delivered_total": self.delivery.delivered,
+            "delivery_retries_total": self.delivery.retried,
+            "replies_given_up_total": self.delivery.given_up,
+            "ignored_on_arrival_total": self.intake.counts.ignored,
+            "messages_active": self.worker.active,
+        }
+        if depth is not None:
+            gauges["queue_depth"] = depth.waiting
+            gauges["queue_age_seconds"] = (now - depth.oldest_at) / 1000 if depth.oldest_at else 0
+            gauges["outbox_depth"] = depth.unsent
+            gauges["outbox_age_seconds"] = (
+                (now - depth.oldest_unsent_at) / 1000 if depth.oldest_unsent_at else 0
+            )
+        return gauges
+
+    def _broken(self) -> list[str]:
+        if not self._open:
+            return ["starting: the database is not open yet"]
+        problem = self.store.problem() or self.worker.unreachable
+        return ([problem] if problem else []) + self.worker.problems()
+
+    def _degraded(self) -> list[str]:
+        found = self.gate.degraded(self.store.now_ms())
+        for platform in self.platforms.values():
+            found += platform.problems()
+        return found + self.plugins.problems()
+
+
+class _Watched:
+    """The pipeline as planner, telling that a lane has been claimed (step 4) before its work begins (step 5)."""
+
+    def __init__(self, pipeline: Pipeline, reached: Callable[[str], None]) -> None:
+        self._pipeline = pipeline
+        self._reached = reached
+        self.history_turns = pipeline.history_turns
+
+    def tenant(self, account: str) -> str:
+        return self._pipeline.tenant(account)
+
+    def plan(self, *args: Any, **keywords: Any) -> Planned:
+        self._reached("claimed")
+        return self._pipeline.plan(*args, **keywords)
+
+
+def _nothing(_step: str) -> None:
+    pass

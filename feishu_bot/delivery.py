@@ -1,0 +1,199 @@
+"""Steps 8 and 9: parts leave the outbox, in the order of their lane, again and again until an end is certain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+from typing import TYPE_CHECKING, Final
+
+from feishu_bot.errors import RetryLater, StoreUnavailable, Undeliverable
+from feishu_bot.model import Outgoing, make_key
+from feishu_bot.pipeline import read_part
+from feishu_bot.store.work import Lease, PartToSend, SendResult, SendStep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from feishu_bot.platforms.base import Platform
+    from feishu_bot.store.store import Store
+
+log = logging.getLogger(__name__)
+
+GIVE_UP_MS: Final = 24 * 3600 * 1000  # after so long of "later" a reply is dead
+ASIDE_AFTER: Final = 10  # attempts after which a reply that alone fails no longer holds its lane
+MAX_PAUSE_S: Final = 900.0
+PER_ACCOUNT: Final = 64  # calls to one platform account at once
+_PAUSE_S: Final = 0.5  # before the store is asked again after it could not be used
+
+
+class Delivery:
+    """Sends what the outbox holds. One part of a lane at a time; lanes beside each other."""
+
+    def __init__(
+        self,
+        store: Store,
+        platforms: Mapping[str, Platform],
+        *,
+        keep_texts: bool = True,
+        reached: Callable[[str], None] = lambda _step: None,
+    ) -> None:
+        self._store = store
+        self._platforms = platforms
+        self._keep_texts = keep_texts
+        self._reached = reached  # told of each step; tests stop the process there
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._again: set[str] = set()
+        self._limits = {account: asyncio.Semaphore(PER_ACCOUNT) for account in platforms}
+        self._last_success: dict[str, int] = {}  # chat -> ms, to tell a bad reply from a bad platform
+        self._stopping = False
+        self.delivered = 0
+        self.retried = 0
+        self.given_up = 0
+
+    @property
+    def lanes(self) -> list[str]:
+        """The lanes being sent for."""
+        return list(self._tasks)
+
+    def take(self, part: PartToSend) -> None:
+        """Send a part that is marked as attempting under our lease, then what follows in its lane."""
+        lane = part.lease.lane_key
+        if lane in self._tasks:  # cannot be while leases hold; the lease's end will sort it out
+            self._again.add(lane)
+            return
+        self._tasks[lane] = asyncio.create_task(self._run(lane, part))
+
+    def nudge(self, lane_key: str) -> None:
+        """Say that a lane may have a part to send."""
+        if lane_key in self._tasks:
+            self._again.add(lane_key)
+        elif not self._stopping:
+            self._tasks[lane_key] = asyncio.create_task(self._run(lane_key, None))
+
+    async def stop(self, grace_s: float) -> None:
+        """Finish what is being sent, for at most ``grace_s`` seconds."""
+        self._stopping = True
+        tasks = list(self._tasks.values())
+        if tasks:
+            await asyncio.wait(tasks, timeout=grace_s)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, lane: str, part: PartToSend | None) -> None:
+        """Send a lane's parts until there is none that may go now. One of the edges that catch everything."""
+        try:
+            lease = part.lease if part is not None else self._lease(lane)
+            step = SendStep(lease)
+            if part is None:
+                found = await self._step(step)
+                part = found if isinstance(found, PartToSend) else None
+            while part is not None:
+                result = await self._send(part)
+                self._reached("sent")
+                found = await self._step(SendStep(part.lease, result))
+                part = found if isinstance(found, PartToSend) else None
+                if result.state == "pending":
+                    self._look_later(lane, result.not_before)
+        except Exception:
+            log.exception("delivery failed", extra={"lane": lane})
+        finally:
+            del self._tasks[lane]
+            if lane in self._again:
+                self._again.discard(lane)
+                self.nudge(lane)
+
+    def _lease(self, lane: str) -> Lease:
+        return Lease(lane, str(self._store.owner), secrets.token_hex(8))
+
+    async def _step(self, step: SendStep) -> PartToSend | object:
+        """Record a result and take the next part; the result is not forgotten while the store is away."""
+        while True:
+            try:
+                return await self._store.send_step(step)
+            except StoreUnavailable as error:
+                log.warning("store unavailable", extra={"step": "delivered", "reason": str(error)})
+                if step.result is None:
+                    return None
+                await asyncio.sleep(_PAUSE_S)
+
+    def _look_later(self, lane: str, not_before: int) -> None:
+        pause_s = max(0.0, (not_before - self._store.now_ms()) / 1000)
+        if pause_s < 1.0 and not self._stopping:  # longer ones are found by looking at the database
+            asyncio.get_running_loop().call_later(pause_s + 0.002, self.nudge, lane)
+
+    # ----------------------------------------------------------------------------------------- one part
+
+    async def _send(self, part: PartToSend) -> SendResult:
+        now = self._store.now_ms()
+        platform = self._platforms.get(part.account)
+        if platform is None:
+            return self._later(part, RetryLater(f"account {part.account} is not configured"), "")
+        if part.reply_before is not None and now > part.reply_before:
+            self.given_up += 1
+            return SendResult(part.id, "expired", error="the platform's reply window has closed")
+        outgoing = self._outgoing(part, platform, now)
+        chat = make_key(part.account, outgoing.target.chat_id or outgoing.target.sender_id)
+        try:
+            async with self._limits[part.account]:
+                sent_id = await platform.send(outgoing)
+        except Undeliverable as error:
+            self.given_up += 1
+            log.warning("reply refused", extra={"part": f"out-{part.id}", "reason": error.reason})
+            return SendResult(part.id, "refused", error=error.reason)
+        except RetryLater as error:
+            return self._later(part, error, chat)
+        except Exception as error:
+            # A fault of the platform's own file: what reached the platform is not known.
+            log.exception("platform failed", extra={"part": f"out-{part.id}", "account": part.account})
+            return self._later(part, RetryLater(type(error).__name__, outcome_unknown=True), chat)
+        self.delivered += 1
+        self._last_success[chat] = now
+        if len(self._last_success) > 10_000:  # noqa: PLR2004  # a bound on memory, nothing depends on it
+            self._last_success.clear()
+        return SendResult(part.id, "sent", sent_id=sent_id, erase=not self._keep_texts)
+
+    def _outgoing(self, part: PartToSend, platform: Platform, now: int) -> Outgoing:
+        target, text = read_part(part.payload)
+        horizon = platform.idempotent_for_s
+        repeated = (
+            part.unknown_at is not None
+            and horizon is not None
+            and now - part.first_attempt_at > horizon * 1000
+        )
+        return Outgoing(
+            account=part.account,
+            source=part.source,
+            kind=part.kind,
+            part=part.part,
+            target=target,
+            text=text,
+            attempts=part.attempts,
+            possibly_repeated=repeated,
+        )
+
+    def _later(self, part: PartToSend, error: RetryLater, chat: str) -> SendResult:
+        now = self._store.now_ms()
+        if now - part.first_attempt_at > GIVE_UP_MS:
+            self.given_up += 1
+            log.warning("reply given up", extra={"part": f"out-{part.id}", "reason": error.reason})
+            return SendResult(part.id, "dead", error=error.reason, outcome_unknown=error.outcome_unknown)
+        self.retried += 1
+        pause_s = min(MAX_PAUSE_S, 0.25 * 2 ** min(part.attempts, 16)) * random.uniform(0.8, 1.2)  # noqa: S311  # jitter
+        if error.after_s is not None:
+            pause_s = max(error.after_s, 0.05) * random.uniform(1.0, 1.1)  # noqa: S311  # jitter
+        alone = self._last_success.get(chat, 0) > part.first_attempt_at
+        log.info(
+            "reply postponed",
+            extra={"part": f"out-{part.id}", "reason": error.reason, "seconds": round(pause_s, 2)},
+        )
+        return SendResult(
+            part.id,
+            "pending",
+            error=error.reason,
+            not_before=now + int(pause_s * 1000),
+            outcome_unknown=error.outcome_unknown,
+            aside=alone and part.attempts >= ASIDE_AFTER and not part.lease.lane_key.startswith("aside:"),
+        )

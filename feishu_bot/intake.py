@@ -1,0 +1,144 @@
+"""Step 2: an event becomes a row of the inbox, before anybody is told that it has arrived."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from feishu_bot.ai.tokens import count_tokens
+from feishu_bot.model import MAX_KEY_LENGTH, ChatType, End, InboundMessage, make_key, scope_key
+from feishu_bot.store.schema import OPEN
+from feishu_bot.store.work import Arrival, Recorded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from feishu_bot.access import Access
+    from feishu_bot.config import BotSettings
+    from feishu_bot.store.store import Store
+
+SEEN = (
+    "#seen"  # added to the key of an event that is not meant for the bot, so that an addressed copy is taken
+)
+_COUNT_INLINE = 4000  # characters; counting more takes a thread, so that the loop stays free to acknowledge
+
+
+@dataclass(slots=True)
+class IntakeCounts:
+    """What arrived since the start, for ``/metrics``."""
+
+    received: int = 0
+    duplicates: int = 0
+    ignored: int = 0
+
+
+class Intake:
+    """Records events. ``recorded`` is called with the lanes that have new work."""
+
+    def __init__(
+        self,
+        settings: BotSettings,
+        store: Store,
+        access: Access,
+        *,
+        recorded: Callable[[str], None],
+        wants_events: Callable[[], bool],
+    ) -> None:
+        self._chat = settings.chat
+        self._model = settings.ai.model
+        self._store = store
+        self._access = access
+        self._recorded = recorded
+        self._wants_events = wants_events
+        self.counts = IntakeCounts()
+
+    async def record(self, messages: Sequence[InboundMessage]) -> list[Recorded]:
+        """Record events durably; returns when they are on disk. Raises StoreUnavailable.
+
+        A repeat (same account and event key) changes nothing, whatever process took the first.
+        """
+        if not messages:
+            return []
+        arrivals = [self._arrival(await self._counted(_clean(m))) for m in messages]
+        results = await self._store.receive(arrivals)
+        for arrival, result in zip(arrivals, results, strict=True):
+            if result is Recorded.REPEAT:
+                self.counts.duplicates += 1
+                continue
+            self.counts.received += 1
+            if arrival.state == OPEN:
+                self._recorded(arrival.lane_key)
+            else:
+                self.counts.ignored += 1
+        return results
+
+    async def _counted(self, message: InboundMessage) -> InboundMessage:
+        """Count the text's tokens, once and for all."""
+        if not message.text or message.tokens is not None:
+            return message
+        if len(message.text) <= _COUNT_INLINE:
+            tokens = count_tokens(message.text, self._model)
+        else:
+            tokens = await asyncio.to_thread(count_tokens, message.text, self._model)
+        return replace(message, tokens=tokens)
+
+    def _arrival(self, message: InboundMessage) -> Arrival:
+        reason = self._not_for_us(message)
+        key = _bounded(message.event_key)
+        if reason is None:
+            return Arrival(
+                message.account,
+                key,
+                self.lane_of(message),
+                message.to_json(),
+                reply_before=message.reply_before_ms,
+            )
+        bare = replace(message, text="", sender_name="", mentions=(), attachments=(), extra={}, tokens=None)
+        if reason == "not addressed":
+            key += SEEN
+        return Arrival(
+            message.account,
+            key,
+            self.lane_of(message),
+            bare.to_json(),
+            state=End.IGNORED.value,
+            reason=reason,
+        )
+
+    def lane_of(self, message: InboundMessage) -> str:
+        """Return the lane an event belongs to: its conversation's scope key."""
+        if message.kind == "event":
+            return "event:" + make_key(message.account, message.chat_id or message.sender_id)
+        return scope_key(message, self._chat.scope)
+
+    def _not_for_us(self, message: InboundMessage) -> str | None:
+        """Return why an event needs no answer, or None."""
+        if message.kind == "event":
+            return None if self._wants_events() else "event"
+        if message.sender_is_bot:
+            return "from a bot"
+        if message.outsider and not self._access.outsiders:
+            return "from outside the company"
+        if message.chat_type is ChatType.PRIVATE:
+            return None if self._chat.enable_private else "private chats are off"
+        if not self._chat.enable_in_groups:
+            return "groups are off"
+        if message.addressed is False and self._chat.require_at_in_groups:
+            return "not addressed"
+        return None
+
+
+def _clean(message: InboundMessage) -> InboundMessage:
+    """Replace the one character that PostgreSQL's texts cannot hold."""
+    if "\0" not in message.text and "\0" not in message.sender_name:
+        return message
+    return replace(
+        message,
+        text=message.text.replace("\0", "\N{REPLACEMENT CHARACTER}"),
+        sender_name=message.sender_name.replace("\0", "\N{REPLACEMENT CHARACTER}"),
+    )
+
+
+def _bounded(event_key: str) -> str:
+    return event_key if len(event_key) <= MAX_KEY_LENGTH else make_key("event", event_key)

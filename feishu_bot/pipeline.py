@@ -1,0 +1,493 @@
+"""Steps 5 to 7: what a message needs, what is answered, and what that means for the record.
+
+``plan`` decides inside the transaction that begins a message (no I/O); ``answer`` thinks with no transaction open
+and returns one value, the ``Outcome``, that one transaction stores.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, Literal
+from uuid import uuid4
+from zoneinfo import ZoneInfo
+
+import orjson
+
+from feishu_bot.access import Access, applies
+from feishu_bot.commands import CommandTable
+from feishu_bot.errors import BudgetExceeded
+from feishu_bot.hooks import BudgetView, Context, ConversationView, Reply, StoredMessage
+from feishu_bot.model import CallUsage, ChatType, End, InboundMessage, Target, make_key
+from feishu_bot.split import split_text
+from feishu_bot.store import budgets as ledger
+from feishu_bot.store.work import (
+    Change,
+    Charge,
+    ConversationState,
+    HistoryRow,
+    NewConversation,
+    NewMessage,
+    NewPart,
+    Outcome,
+    Planned,
+    PlannedCall,
+    Work,
+)
+from feishu_bot.texts import say
+from feishu_bot.windows import window_bounds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from feishu_bot.ai.agent import Agent, AgentAnswer, CallPlan
+    from feishu_bot.commands import ParsedCommand
+    from feishu_bot.config import BotSettings
+    from feishu_bot.model import BudgetRefusal
+    from feishu_bot.platforms.base import Platform
+    from feishu_bot.plugins import Plugins
+    from feishu_bot.store.store import Store
+
+log = logging.getLogger(__name__)
+
+MAX_ATTEMPTS: Final = 5
+TITLE_CHARS: Final = 50
+_LOOK_AGAIN_MS: Final = (
+    60_000  # a message that waits for the bot's own id is looked at again at the latest then
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What ``plan`` decided for a message; ``message`` is as the platform judged it."""
+
+    kind: Literal["ignore", "expire", "dead", "refuse", "event", "command", "answer"]
+    message: InboundMessage
+    reason: str | None = None
+    sentence: str = ""
+    once: str | None = None  # a source of its own, where the sentence is said once only
+    command: ParsedCommand | None = None
+    call: CallPlan | None = None
+
+
+@dataclass(slots=True)
+class _Said:
+    """An answer on its way into an outcome."""
+
+    text: str
+    tokens: int
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class Pipeline:
+    """Decides and answers. One for all lanes; holds nothing of a message between two steps."""
+
+    def __init__(
+        self,
+        settings: BotSettings,
+        *,
+        agent: Agent,
+        platforms: Mapping[str, Platform],
+        plugins: Plugins,
+        access: Access,
+        store: Store,
+    ) -> None:
+        self._settings = settings
+        self._chat = settings.chat
+        self._agent = agent
+        self._platforms = platforms
+        self._plugins = plugins
+        self._access = access
+        self._store = store
+        self._zone = ZoneInfo(settings.schedule.timezone)
+        self._keeps = settings.ai.conversation_persistence.enabled
+        self._answer_within_ms = (
+            None if self._chat.answer_within is None else int(self._chat.answer_within.total_seconds() * 1000)
+        )
+        self._tenants = {account: platform.settings.tenant for account, platform in platforms.items()}
+        self._commands = CommandTable(self._chat.command_prefix, self._chat.language, [])
+        self.history_turns = settings.ai.conversation_persistence.max_history_turns if self._keeps else 0
+
+    def load_commands(self) -> None:
+        """Take the commands of the built-ins and of the plugins that have started."""
+        self._commands = CommandTable(
+            self._chat.command_prefix, self._chat.language, self._plugins.commands()
+        )
+
+    # ------------------------------------------------------------------------------------------- planning
+
+    def tenant(self, account: str) -> str:
+        return str(self._tenants.get(account, "default"))
+
+    def plan(
+        self,
+        message: InboundMessage,
+        conversation: ConversationState | None,  # noqa: ARG002  # the planner's signature
+        history: Sequence[HistoryRow],
+        *,
+        attempt: int,
+        received_at: int,
+        now_ms: int,
+    ) -> Planned:
+        """Decide what a message needs; runs on the writer's thread, so it is pure and quick."""
+        if message.kind == "event":
+            return Planned(Decision("event" if attempt <= MAX_ATTEMPTS else "ignore", message, "event"))
+        if message.addressed is None:
+            platform = self._platforms.get(message.account)
+            judged = platform.judge(message) if platform is not None else replace(message, addressed=True)
+            if judged is None and not self._too_old(received_at, now_ms):
+                return Planned(wait_ms=now_ms + _LOOK_AGAIN_MS)
+            message = judged or replace(message, addressed=False)
+            if not message.addressed and self._chat.require_at_in_groups:
+                return Planned(Decision("ignore", message, "not addressed"))
+        decision = self._decide(message, attempt, received_at, now_ms)
+        if decision.kind != "answer" or not self._settings.ai.enabled:
+            return Planned(decision)
+        call = self._agent.plan(
+            [(row.role, row.content, row.tokens) for row in history], message.text, message.tokens or 0
+        )
+        return Planned(
+            replace(decision, call=call),
+            PlannedCall(call.model, call.prompt_tokens, call.reserve_tokens, self._charges(message, now_ms)),
+        )
+
+    def _too_old(self, received_at: int, now_ms: int) -> bool:
+        return self._answer_within_ms is not None and now_ms - received_at > self._answer_within_ms
+
+    def _decide(self, message: InboundMessage, attempt: int, received_at: int, now_ms: int) -> Decision:
+        if self._too_old(received_at, now_ms):
+            # The sweep has passed it by; one note per chat and minute.
+            once = make_key(
+                "expired", message.account, str(now_ms // 60_000), message.chat_id, message.sender_id
+            )
+            return Decision("expire", message, "too old to answer", self._say("expired", count=1), once)
+        if message.reply_before_ms is not None and now_ms > message.reply_before_ms:
+            return Decision("expire", message, "the platform's reply window has closed")
+        if attempt > MAX_ATTEMPTS:
+            return Decision("dead", message, f"gave up after {MAX_ATTEMPTS} attempts")
+        if not self._access.allows(message):
+            day = datetime.fromtimestamp(now_ms / 1000, UTC).astimezone(self._zone).date()
+            once = make_key("access", message.account, day.isoformat(), message.chat_id, message.sender_id)
+            return Decision("refuse", message, "access", self._say("no_access"), once)
+        if message.unreadable is not None:
+            key = "bare_mention" if message.unreadable == "mention" else "cannot_read"
+            return Decision("refuse", message, f"cannot read: {message.unreadable}", self._say(key))
+        command = self._commands.parse(message.text)
+        if command is not None:
+            return Decision("command", message, command=command)
+        limit = self._chat.max_input_tokens
+        if (message.tokens or 0) > limit:
+            sentence = self._say("too_long", tokens=message.tokens, limit=limit)
+            return Decision("refuse", message, "too long", sentence)
+        return Decision("answer", message)
+
+    def _charges(self, message: InboundMessage, now_ms: int) -> tuple[Charge, ...]:
+        """Return the budget rows a call of this speaker is held against."""
+        charges = []
+        for budget in self._settings.budgets:
+            if applies(budget.match, message):
+                start, end = window_bounds(budget.window, now_ms, self._zone)
+                charges.append(Charge(budget.name, message.person, start, budget.limit_tokens, end))
+        return tuple(charges)
+
+    # ------------------------------------------------------------------------------------------ answering
+
+    async def answer(self, work: Work, on_text: Callable[[str], None] | None = None) -> Outcome:
+        """Return all that ending this message means. No transaction is open while this waits."""
+        decision: Decision = work.planned.decision
+        match decision.kind:
+            case "event":
+                await self._plugins.on_event(self._context(work, decision.message))
+                return Outcome(work, End.IGNORED, "event", erase=True)
+            case "ignore":
+                return Outcome(work, End.IGNORED, decision.reason, erase=True)
+            case "expire":
+                return self._note(work, decision, End.EXPIRED, decision.sentence)
+            case "dead":
+                return self._failed(work, decision, decision.reason or "", ())
+            case "refuse":
+                return self._note(work, decision, End.REFUSED, decision.sentence)
+            case "command":
+                return await self._command(work, decision)
+        return await self._reply(work, decision, on_text)
+
+    async def _command(self, work: Work, decision: Decision) -> Outcome:
+        parsed = decision.command
+        assert parsed is not None  # noqa: S101  # the decision is made with it
+        context = self._context(work, decision.message)
+        command = self._commands.find(parsed.name)
+        shown = self._chat.command_prefix + parsed.name
+        if command is None:
+            nearest = self._commands.nearest(parsed.name)
+            hint = self._say("nearest", command=self._chat.command_prefix + nearest) if nearest else ""
+            reply: Reply | None = Reply(self._say("unknown_command", command=shown, nearest=hint))
+        elif command.admin_only and not context.is_admin:
+            reply = Reply(self._say("admins_only"))
+        else:
+            reply = await self._plugins.run_command(command, context, parsed.args)
+        if reply is None:
+            reply = Reply(self._say("command_failed", command=shown))
+        return Outcome(
+            work,
+            End.ANSWERED,
+            "command",
+            change=Change(reply.change) if reply.change else None,
+            parts=self._parts(decision.message, "answer", reply.text),
+            erase=not self._keeps,
+        )
+
+    async def _reply(self, work: Work, decision: Decision, on_text: Callable[[str], None] | None) -> Outcome:
+        context = self._context(work, decision.message)
+        by_plugin = await self._plugins.on_message(context)
+        if by_plugin is not None:
+            text, name = by_plugin
+            calls = self._not_called(work)
+            return await self._answered(work, decision, context, _Said(text, 0, {"plugin": name}), calls)
+        if decision.call is None:
+            return self._note(work, decision, End.REFUSED, self._say("ai_off"))
+        if work.refusal is not None:
+            return self._over_budget(work, decision, work.refusal, ())
+        answer = await self._agent.answer(decision.call, reserve=self._reserver(work), on_text=on_text)
+        if answer.text is None:
+            if answer.refusal is not None and answer.failure is None:
+                return self._over_budget(work, decision, answer.refusal, answer.calls)
+            return self._failed(work, decision, self._reason(answer), answer.calls)
+        used = answer.calls[-1]
+        metadata = {"model": answer.model, "finish_reason": answer.finish}
+        said = _Said(answer.text, used.output_tokens, metadata)
+        return await self._answered(work, decision, context, said, answer.calls)
+
+    def _reserver(self, work: Work) -> Any:
+        async def reserve(*, call: int, model: str, tokens: int) -> None:
+            message: InboundMessage = work.planned.decision.message
+            charges = self._charges(message, self._store.now_ms())
+            output = self._settings.ai.max_output_tokens
+            planned = PlannedCall(model, max(0, tokens - output), tokens, charges)
+            refusal = await self._store.reserve(work, call, planned)
+            if refusal is not None:
+                raise BudgetExceeded(refusal)
+
+        return reserve
+
+    def _not_called(self, work: Work) -> tuple[CallUsage, ...]:
+        """Release the reservation of a call that was not made."""
+        planned = work.planned.call
+        if planned is None or work.refusal is not None:
+            return ()
+        return (CallUsage(0, planned.model, 0, 0, "failed"),)
+
+    # ------------------------------------------------------------------------------------------- outcomes
+
+    async def _answered(
+        self, work: Work, decision: Decision, context: Context, said: _Said, calls: tuple[CallUsage, ...]
+    ) -> Outcome:
+        text = await self._plugins.on_answer(context, said.text)
+        if "\0" in text:
+            text = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+        assistant = NewMessage(
+            role="assistant",
+            content=text,
+            tokens=said.tokens,
+            metadata_json=orjson.dumps(said.metadata).decode(),
+            save_key=f"in:{work.inbox_id}:assistant",
+        )
+        return Outcome(
+            work,
+            End.ANSWERED,
+            messages=(self._user_message(work, decision), assistant) if self._keeps else (),
+            conversation=self._new_conversation(work, decision.message),
+            calls=calls,
+            parts=self._parts(decision.message, "answer", text),
+            erase=not self._keeps,
+        )
+
+    def _failed(self, work: Work, decision: Decision, reason: str, calls: tuple[CallUsage, ...]) -> Outcome:
+        """End a message that could not be answered: its words are kept, the user gets one sentence."""
+        sentence = self._chat.error_message or self._say("error")
+        return Outcome(
+            work,
+            End.DEAD,
+            reason,
+            messages=(self._user_message(work, decision),) if self._keeps else (),
+            conversation=self._new_conversation(work, decision.message),
+            calls=calls,
+            parts=self._parts(decision.message, "error", sentence),
+        )
+
+    def _over_budget(
+        self, work: Work, decision: Decision, refusal: BudgetRefusal, calls: tuple[CallUsage, ...]
+    ) -> Outcome:
+        ends = (
+            "" if refusal.ends_ms is None else self._say("budget_ends", at=self.local_time(refusal.ends_ms))
+        )
+        sentence = self._say(
+            "budget",
+            budget=refusal.budget,
+            used=refusal.used + refusal.reserved,
+            limit=refusal.limit,
+            ends=ends,
+        )
+        outcome = self._note(work, decision, End.REFUSED, sentence, reason=f"budget {refusal.budget}")
+        return replace(outcome, calls=calls)
+
+    def _note(
+        self, work: Work, decision: Decision, end: End, sentence: str, *, reason: str | None = None
+    ) -> Outcome:
+        parts = self._parts(decision.message, "note", sentence, source=decision.once) if sentence else ()
+        return Outcome(
+            work,
+            end,
+            reason or decision.reason,
+            parts=parts,
+            calls=self._not_called(work),
+            erase=not self._keeps,
+        )
+
+    def _user_message(self, work: Work, decision: Decision) -> NewMessage:
+        message = decision.message
+        return NewMessage(
+            role="user",
+            content=message.text,
+            tokens=message.tokens or 0,
+            sender_id=message.user_key,
+            source_id=message.message_id,
+            save_key=f"in:{work.inbox_id}:user",
+        )
+
+    def _new_conversation(self, work: Work, message: InboundMessage) -> NewConversation | None:
+        title = message.text.strip()[:TITLE_CHARS] or None
+        if work.conversation is not None and work.conversation.title is not None:
+            return None
+        lane = work.lease.lane_key
+        shared = lane.startswith(("chat:", "thread:"))
+        return NewConversation(
+            public_id=message.conversation or str(uuid4()),
+            scope_key=lane,
+            user_key=make_key(message.account, "chat", message.chat_id) if shared else message.user_key,
+            platform=message.account,
+            chat_id=message.chat_id or None,
+            user_id=None if shared else message.person,
+            agent=message.agent,
+            title=title,
+        )
+
+    def _parts(
+        self, message: InboundMessage, kind: str, text: str, *, source: str | None = None
+    ) -> tuple[NewPart, ...]:
+        """Cut an answer into parts that the platform takes; the last limit is the platform's own."""
+        platform = self._platforms.get(message.account)
+        target = Target.of(message)
+        before = message.reply_before_ms
+        if platform is None or platform.pull:
+            return (NewPart(kind, 0, part_payload(target, text), source, before, sent=True),)
+        chars = min(self._chat.max_message_length, platform.max_part_chars or self._chat.max_message_length)
+        texts = split_text(text, max_chars=chars, max_bytes=platform.max_part_bytes)
+        return tuple(
+            NewPart(kind, n, part_payload(target, part), source, before) for n, part in enumerate(texts)
+        )
+
+    # ------------------------------------------------------------------------------------------ for hooks
+
+    def _context(self, work: Work, message: InboundMessage) -> Context:
+        state = work.conversation
+        return Context(
+            bot=ChatBot(self, {}),
+            message=message,
+            conversation=None
+            if state is None
+            else ConversationView(state.id, state.title, state.message_count, state.total_tokens),
+            history=[StoredMessage(r.role, r.content, r.tokens) for r in work.history],
+            commands=self._commands.commands,
+            is_admin=self._access.is_admin(message),
+        )
+
+    def local_time(self, instant_ms: int) -> str:
+        local = datetime.fromtimestamp(instant_ms / 1000, UTC).astimezone(self._zone)
+        return local.strftime("%Y-%m-%d %H:%M")
+
+    async def budgets_of(self, message: InboundMessage) -> list[BudgetView]:
+        """Return every budget that applies to the speaker, with what is used of it now."""
+        charges = self._charges(message, self._store.now_ms())
+        found = await self._store.read(lambda tx: ledger.read_balances(tx, charges))
+        windows = {b.name: b.window for b in self._settings.budgets}
+        views = []
+        for charge in charges:
+            used, reserved = found.get((charge.budget, charge.key, charge.window_start), (0, 0))
+            views.append(
+                BudgetView(
+                    charge.budget, windows[charge.budget], used, reserved, charge.limit, charge.ends_ms
+                )
+            )
+        return views
+
+    def expired_note(self, message: InboundMessage, count: int) -> dict[str, Any] | None:
+        """Return the outbox row of the note that ``count`` messages of this chat were too old to answer."""
+        platform = self._platforms.get(message.account)
+        if platform is None or platform.pull:
+            return None
+        if message.chat_type is not ChatType.PRIVATE and not message.addressed:
+            return None
+        target = replace(Target.of(message), reply_to=None)
+        return {
+            "source": make_key("expired", message.account, message.event_key),
+            "kind": "note",
+            "part": 0,
+            "lane_key": "note:" + make_key(message.account, message.chat_id or message.sender_id),
+            "account": message.account,
+            "payload": part_payload(target, self._say("expired", count=count)),
+            "reply_before": message.reply_before_ms,
+        }
+
+    @property
+    def language(self) -> str:
+        return self._chat.language
+
+    def _say(self, key: str, **values: object) -> str:
+        return say(self._chat.language, key, prefix=self._chat.command_prefix, **values)
+
+    @staticmethod
+    def _reason(answer: AgentAnswer) -> str:
+        if answer.refusal is not None:
+            return f"model {answer.model}: {answer.failure}; no budget for another call"
+        return f"model {answer.model}: {answer.failure}"
+
+
+class ChatBot:
+    """What commands and plugins may ask the server for."""
+
+    def __init__(self, pipeline: Pipeline, settings: Mapping[str, Any]) -> None:
+        self._pipeline = pipeline
+        self._settings = settings
+
+    @property
+    def language(self) -> str:
+        return self._pipeline.language
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self._settings
+
+    def local_time(self, instant_ms: int) -> str:
+        return self._pipeline.local_time(instant_ms)
+
+    async def budgets(self, message: InboundMessage) -> Sequence[BudgetView]:
+        return await self._pipeline.budgets_of(message)
+
+
+def part_payload(target: Target, text: str) -> str:
+    """Serialise one part of an answer for the outbox; ``read_part`` reads it back."""
+    out: dict[str, Any] = {"chat_type": target.chat_type.value, "text": text}
+    for name in ("chat_id", "sender_id", "reply_to", "thread_id", "extra"):
+        value = getattr(target, name)
+        if value:
+            out[name] = value
+    return orjson.dumps(out).decode()
+
+
+def read_part(payload: str) -> tuple[Target, str]:
+    """Read what ``part_payload`` wrote."""
+    data = orjson.loads(payload)
+    text = data.pop("text", "")
+    data["chat_type"] = ChatType(data.get("chat_type", "private"))
+    return Target(**data), text

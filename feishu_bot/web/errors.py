@@ -1,0 +1,77 @@
+"""How errors look from outside: JSON with a code and a sentence, never a traceback."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import orjson
+from aiohttp import web
+
+from feishu_bot.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from aiohttp.typedefs import Handler
+
+log = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 5  # what a platform or client is asked to wait when the store cannot take it
+
+_CODES = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "too_large",
+    429: "budget_exceeded",
+    502: "model_failed",
+    503: "unavailable",
+}
+
+
+def json_response(
+    data: object, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """Return JSON, serialised once."""
+    return web.Response(
+        body=orjson.dumps(data), status=status, content_type="application/json", headers=headers
+    )
+
+
+def error_response(
+    status: int, message: str, *, code: str | None = None, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """Return ``{"error": {"code", "message"}}``."""
+    body = {"error": {"code": code or _CODES.get(status, "error"), "message": message}}
+    return json_response(body, status=status, headers=headers)
+
+
+def unavailable() -> web.Response:
+    """Return 503 with Retry-After: nothing was stored, the sender shall come again."""
+    return error_response(
+        503, "the store cannot take it now; try again", headers={"Retry-After": str(RETRY_AFTER_S)}
+    )
+
+
+@web.middleware
+async def error_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn whatever a handler raises into an answer. One of the five edges that may catch everything."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        if error.status < 400:  # noqa: PLR2004  # redirects pass
+            raise
+        headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
+        return error_response(error.status, error.reason, headers=headers)
+    except StoreUnavailable as error:
+        log.warning("store unavailable", extra={"path": request.path, "reason": str(error)})
+        return unavailable()
+    except ConnectionResetError:
+        raise  # the peer has left; there is nobody to answer
+    except Exception:
+        log.exception("request failed", extra={"method": request.method, "path": request.path})
+        return error_response(500, "internal error", code="internal")

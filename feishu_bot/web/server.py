@@ -1,0 +1,89 @@
+"""The HTTP server: routes and what stands before them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from feishu_bot.web.errors import error_middleware
+from feishu_bot.web.visitors import private_only
+
+if TYPE_CHECKING:
+    from aiohttp.typedefs import Handler
+
+    from feishu_bot.config import ServerSettings
+    from feishu_bot.web.chat import Chat
+    from feishu_bot.web.health import Health
+    from feishu_bot.web.webhooks import Webhooks
+
+_STATIC: Final = Path(__file__).parent / "static"
+_LAST_REQUESTS_S: Final = 3.0  # what open requests may take when everything else has stopped
+_SECURITY: Final = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+async def _security_headers(_request: web.Request, response: web.StreamResponse) -> None:
+    for name, value in _SECURITY.items():
+        response.headers.setdefault(name, value)
+    response.headers.pop("Server", None)
+
+
+class Server:
+    """Listens for HTTP on one port."""
+
+    def __init__(self, settings: ServerSettings, *, webhooks: Webhooks, chat: Chat, health: Health) -> None:
+        self._settings = settings
+        application = web.Application(
+            client_max_size=settings.max_body_bytes,
+            middlewares=[error_middleware, private_only(settings.private_networks)],
+        )
+        application.on_response_prepare.append(_security_headers)
+        application.router.add_routes(
+            [
+                web.post("/webhook/{account}", webhooks.handle),
+                web.get("/webhook/{account}", webhooks.handle),
+                web.post("/chat", chat.handle),
+                web.get("/healthz", health.healthz),
+                web.get("/readyz", health.readyz),
+                web.get("/metrics", health.metrics),
+                web.get("/", _page(_STATIC / "chat.html")),
+                web.static("/static", _STATIC),
+            ]
+        )
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=_LAST_REQUESTS_S)
+        self._site: web.TCPSite | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on; 0 before the start."""
+        return self._site.port if self._site is not None else 0
+
+    async def start(self) -> None:
+        """Listen. Raises OSError for a port in use."""
+        await self._runner.setup()
+        self._site = web.TCPSite(self._runner, self._settings.host, self._settings.port, backlog=1024)
+        await self._site.start()
+
+    async def refuse_connections(self) -> None:
+        """Take no new connection; those that are open are answered."""
+        if self._site is not None:
+            await self._site.stop()
+
+    async def stop(self) -> None:
+        """Close every connection."""
+        await self._runner.cleanup()
+
+
+def _page(path: Path) -> Handler:
+    body = path.read_bytes()
+
+    async def page(_request: web.Request) -> web.Response:
+        return web.Response(body=body, content_type="text/html", charset="utf-8")
+
+    return page

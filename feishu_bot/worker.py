@@ -1,0 +1,246 @@
+"""Steps 4 to 7 in this process: lanes are taken, their oldest message is answered, the outcome is committed.
+
+The database is the truth about what is to be done; ``nudge`` only says "look now", so that a message recorded by
+this process does not wait for the next look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from feishu_bot.errors import LeaseLost, StoreUnavailable
+from feishu_bot.log import bind
+from feishu_bot.store import cleanup, leases
+from feishu_bot.store.work import Lease, NoWork, Outcome, Work
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from feishu_bot.delivery import Delivery
+    from feishu_bot.pipeline import Pipeline
+    from feishu_bot.store.leases import Depth
+    from feishu_bot.store.store import Store
+    from feishu_bot.store.work import Committed, Transaction
+
+log = logging.getLogger(__name__)
+
+MAX_ACTIVE: Final = 1000  # messages of this process that are being answered at once
+MAX_PER_CLAIM: Final = 200  # lanes taken by one transaction
+POLL_S: Final = 1.0  # how often the database is asked for lanes nobody works on
+RENEW_S: Final = 5.0  # how often leases are renewed and the dead are looked for
+SWEEP_S: Final = 30.0  # how often messages that are too old are ended
+_PAUSE_S: Final = 0.5  # before the store is asked again after it could not be used
+_RETRY_MS: Final = (1000, 3000, 10_000, 30_000)  # pauses after an attempt that broke
+
+
+class Worker:
+    """Works on lanes until it is stopped. ``finished`` is told of every committed message."""
+
+    def __init__(
+        self,
+        store: Store,
+        pipeline: Pipeline,
+        delivery: Delivery,
+        *,
+        finished: Callable[[Work, Outcome, Committed], None],
+        on_text: Callable[[Work], Callable[[str], None] | None],
+        answer_within_ms: int | None,
+        reached: Callable[[str], None] = lambda _step: None,
+    ) -> None:
+        self._store = store
+        self._pipeline = pipeline
+        self._delivery = delivery
+        self._finished = finished
+        self._on_text = on_text
+        self._answer_within_ms = answer_within_ms
+        self._reached = reached  # told of each step; tests stop the process there
+        self._ready: dict[str, None] = {}  # in the order in which they became ready
+        self._active: dict[str, asyncio.Task[None]] = {}
+        self._again: set[str] = set()
+        self._wake = asyncio.Event()
+        self._loops: list[asyncio.Task[None]] = []
+        self._stopping = False
+        self.depth: Depth | None = None
+        self.unreachable: str | None = None  # why the database could not be asked the last time
+
+    async def start(self) -> None:
+        """Begin to work. What an earlier process left on this machine is taken over at once."""
+        await self._sweep()
+        self._loops = [
+            asyncio.create_task(self._claim(), name="claim"),
+            asyncio.create_task(self._poll(), name="poll"),
+            asyncio.create_task(self._renew(), name="renew"),
+        ]
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no new work; let what runs finish for ``grace_s`` seconds, then give it back unfinished."""
+        self._stopping = True
+        self._wake.set()
+        if self._active:
+            await asyncio.wait(list(self._active.values()), timeout=grace_s)
+        for task in (*self._active.values(), *self._loops):
+            task.cancel()
+        await asyncio.gather(*self._active.values(), *self._loops, return_exceptions=True)
+
+    def nudge(self, lane_key: str) -> None:
+        """Say that a lane has something new."""
+        if lane_key in self._active:
+            self._again.add(lane_key)
+        elif lane_key not in self._ready:
+            self._ready[lane_key] = None
+            self._wake.set()
+
+    def look_now(self) -> None:
+        """Have every waiting lane looked at again (a platform has learned its own id)."""
+        task = asyncio.ensure_future(self._look_now())
+        self._loops.append(task)
+
+    @property
+    def active(self) -> int:
+        return len(self._active)
+
+    def problems(self) -> list[str]:
+        """Return the loops of this worker that have died; there are none unless something is very wrong."""
+        if self._stopping:
+            return []
+        return [f"{t.get_name()} loop ended" for t in self._loops[:3] if t.done()]
+
+    # -------------------------------------------------------------------------------------------- loops
+
+    async def _claim(self) -> None:
+        while not self._stopping:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._ready and not self._stopping:
+                room = MAX_ACTIVE - len(self._active)
+                if room <= 0:
+                    break  # a task that ends wakes us
+                lanes = [lane for lane, _ in zip(self._ready, range(min(room, MAX_PER_CLAIM)), strict=False)]
+                for lane in lanes:
+                    del self._ready[lane]
+                try:
+                    await self._begin(lanes)
+                except StoreUnavailable as error:
+                    log.warning("store unavailable", extra={"step": "begin", "reason": str(error)})
+                    for lane in lanes:
+                        self._ready.setdefault(lane)
+                    await asyncio.sleep(_PAUSE_S)
+
+    async def _begin(self, lanes: list[str]) -> None:
+        owner, token = str(self._store.owner), secrets.token_hex(8)
+        results = await self._store.begin([Lease(lane, owner, token) for lane in lanes])
+        for lane, result in zip(lanes, results, strict=True):
+            if isinstance(result, Work):
+                self._reached("begun")
+                self._active[lane] = asyncio.create_task(self._run(result))
+            elif result is NoWork.AGAIN:
+                self.nudge(lane)
+
+    async def _poll(self) -> None:
+        while True:
+            try:
+                ready, to_send = await self._store.read(lambda tx: leases.ready_lanes(tx, MAX_ACTIVE))
+                self.depth = await self._store.read(leases.depth)
+            except StoreUnavailable as error:
+                log.warning("store unavailable", extra={"step": "poll", "reason": str(error)})
+                self.unreachable = str(error)
+            else:
+                self.unreachable = None
+                for lane in ready:
+                    if lane not in self._active:
+                        self.nudge(lane)
+                for lane in to_send:
+                    self._delivery.nudge(lane)
+            await asyncio.sleep(POLL_S)
+
+    async def _renew(self) -> None:
+        next_sweep = time.monotonic() + SWEEP_S
+        while True:
+            await asyncio.sleep(RENEW_S)
+            try:
+                await self._renew_once()
+                if time.monotonic() >= next_sweep:
+                    next_sweep = time.monotonic() + SWEEP_S
+                    await self._sweep()
+            except StoreUnavailable as error:
+                log.warning("store unavailable", extra={"step": "renew", "reason": str(error)})
+
+    async def _renew_once(self) -> None:
+        owner, working, sending = self._store.owner, list(self._active), self._delivery.lanes
+
+        def renew(tx: Transaction) -> list[str]:
+            leases.renew(tx, str(owner), working, sending)
+            return leases.take_over(tx, owner.host)
+
+        gone = await self._store.run(renew)
+        if gone:
+            log.warning("work of ended processes taken over", extra={"processes": len(gone)})
+
+    async def _sweep(self) -> None:
+        """End what is too old to answer, with one note per chat."""
+        age, shard, note = self._answer_within_ms, self._store.shard, self._pipeline.expired_note
+        if age is None:
+            return
+        while await self._store.run(lambda tx: cleanup.expire(tx, older_than_ms=age, note=note, shard=shard)):
+            log.warning("messages too old to answer ended")
+
+    async def _look_now(self) -> None:
+        with suppress(StoreUnavailable):
+            for lane in await self._store.read(leases.waiting_lanes):
+                self.nudge(lane)
+
+    # ------------------------------------------------------------------------------------- one message
+
+    async def _run(self, work: Work) -> None:
+        """Answer one message and commit what that means. The edge that keeps a lane's bad luck to itself."""
+        lane = work.lease.lane_key
+        more = work.more
+        try:
+            with bind(account=work.message.account, lane=lane, inbox=work.inbox_id):
+                outcome = await self._pipeline.answer(work, self._on_text(work))
+                self._reached("answered")
+                committed = await self._commit(outcome)
+                self._reached("committed")
+                self._finished(work, outcome, committed)
+                if committed.sending is not None:
+                    self._delivery.take(committed.sending)
+                elif outcome.parts:
+                    self._delivery.nudge(lane)
+        except LeaseLost as error:
+            log.warning("work dropped", extra={"inbox": work.inbox_id, "reason": str(error)})
+        except asyncio.CancelledError:
+            await self._give_back(work, 0)
+            raise
+        except Exception:
+            log.exception("attempt failed", extra={"inbox": work.inbox_id, "attempt": work.attempt})
+            await self._give_back(work, _RETRY_MS[min(work.attempt, len(_RETRY_MS)) - 1])
+            more = False
+        finally:
+            del self._active[lane]
+            if (more or lane in self._again) and not self._stopping:
+                self._again.discard(lane)
+                self.nudge(lane)
+            else:
+                self._again.discard(lane)
+            if self._ready:
+                self._wake.set()
+
+    async def _commit(self, outcome: Outcome) -> Committed:
+        """Commit, and go on trying while the store is away: the answer has been paid for."""
+        while True:
+            try:
+                return await self._store.commit(outcome)
+            except StoreUnavailable as error:
+                log.warning("store unavailable", extra={"step": "commit", "reason": str(error)})
+                await asyncio.sleep(_PAUSE_S)
+
+    async def _give_back(self, work: Work, pause_ms: int) -> None:
+        try:
+            await self._store.run(lambda tx: leases.give_back(tx, work.lease, tx.now_ms + pause_ms))
+        except StoreUnavailable:
+            log.debug("lease left to end by itself", extra={"inbox": work.inbox_id})
