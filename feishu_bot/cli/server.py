@@ -1,0 +1,69 @@
+"""``run``, ``check`` and ``init``."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from logging import getLogger
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from feishu_bot import log
+from feishu_bot.cli.shared import config_option, json_option, load_config
+from feishu_bot.config import commented_config
+from feishu_bot.reference import platform_settings
+
+if TYPE_CHECKING:
+    from feishu_bot.app import App
+
+
+@click.command()
+@config_option
+@click.option("--host", help="The address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), help="The port to listen on; 0 takes any free one.")
+def run(config_file: str | None = None, host: str | None = None, port: int | None = None) -> None:
+    """Run the server until SIGTERM or Ctrl-C."""
+    loaded = load_config(config_file, {"server.host": host, "server.port": port})
+    logging = log.configure(loaded.settings.logging, secrets=loaded.secret_values())
+    try:
+        for warning in loaded.warnings:
+            getLogger(__name__).warning("configuration", extra={"warning": warning})
+        # What follows takes most of the start's time; --help and check need none of it.
+        from feishu_bot.app import App  # noqa: PLC0415  # see above
+
+        asyncio.run(App(loaded.settings).run(ready=_say_where))
+    finally:
+        logging.close()
+
+
+def _say_where(app: App) -> None:
+    if app.settings.platforms and sys.stderr.isatty():
+        click.echo(
+            f"\n  Open http://{app.settings.server.host}:{app.port}/ and say hello. Ctrl-C stops.\n", err=True
+        )
+
+
+@click.command()
+@config_option
+@json_option
+def check(config_file: str | None, *, as_json: bool) -> None:
+    """Validate the configuration and print it, secrets hidden, with where each value comes from."""
+    loaded = load_config(config_file)
+    click.echo(loaded.to_json() if as_json else loaded.render())
+    for warning in loaded.warnings:
+        click.echo(f"warning: {warning}", err=True)
+
+
+@click.command()
+@click.argument("file", default="config.yaml", type=click.Path(dir_okay=False))
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+def init(file: str, *, force: bool) -> None:
+    """Write a commented configuration to FILE (default: config.yaml)."""
+    path = Path(file)
+    if path.exists() and not force:
+        raise click.UsageError(f"{file} exists; --force replaces it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(commented_config(platform_settings()), encoding="utf-8")
+    click.echo(f"wrote {file}; `bot.py check --config {file}` shows what it means")

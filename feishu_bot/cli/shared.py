@@ -1,0 +1,82 @@
+"""What the commands share: options, the configuration, the store beside a running server."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from feishu_bot import __version__, log
+from feishu_bot.config import load
+from feishu_bot.reference import platform_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator
+
+    from feishu_bot.config import Loaded
+    from feishu_bot.store.store import Store
+
+config_option = click.option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    help="The configuration; default: config.yaml in the working directory, if there is one.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def load_config(config_file: str | None, overrides: dict[str, Any] | None = None) -> Loaded:
+    """Read the configuration. Raises ConfigError."""
+    return load(config_file, platform_settings=platform_settings(), overrides=overrides)
+
+
+class _Outside:
+    """A planner for commands that begin no messages."""
+
+    history_turns = 0
+
+    def tenant(self, account: str) -> str:  # noqa: ARG002  # the planner's signature
+        return "default"
+
+    def plan(self, *_args: Any, **_keywords: Any) -> Any:
+        raise AssertionError("commands begin no messages")
+
+
+@contextmanager
+def open_store(config_file: str | None) -> Iterator[Store]:
+    """Open the configured store beside a running server, or without one."""
+    from feishu_bot.store.store import Store  # noqa: PLC0415  # SQLAlchemy takes longer than --help
+
+    loaded = load_config(config_file)
+    logging = log.configure(
+        loaded.settings.logging.model_copy(update={"level": "WARNING"}), secrets=loaded.secret_values()
+    )
+    persistence = loaded.settings.ai.conversation_persistence
+    store = Store(persistence.db_url, auto_migrate=persistence.auto_migrate)
+    try:
+        store.open(_Outside(), version=__version__)
+        yield store
+    finally:
+        logging.close()
+
+
+async def closing(store: Store, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Return what the coroutine returns, and close the store whatever happens."""
+    try:
+        return await coroutine
+    finally:
+        await store.close()
+
+
+def progress() -> Any:
+    """Return a function that shows a count of rows, or None when nobody looks at stderr."""
+    if not sys.stderr.isatty():
+        return None
+
+    def show(rows: int) -> None:
+        click.echo(f"\r{rows} rows", nl=False, err=True)
+
+    return show
