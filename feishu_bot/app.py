@@ -13,6 +13,7 @@ from feishu_bot import __version__
 from feishu_bot.access import Access
 from feishu_bot.ai.agent import Agent
 from feishu_bot.ai.models import make_model
+from feishu_bot.commands import BuiltinCommands
 from feishu_bot.delivery import Delivery
 from feishu_bot.errors import StoreUnavailable
 from feishu_bot.gate import Gate
@@ -64,7 +65,7 @@ class App:
         self.store = Store(persistence.db_url, auto_migrate=persistence.auto_migrate)
         self.access = Access(settings.access, chat.admins)
         self.platforms = self._make_platforms()
-        self.plugins = Plugins(settings.plugins)
+        self.plugins = Plugins(settings.plugins, builtin=BuiltinCommands(chat))
         self.agent = Agent(
             settings.ai,
             model=make_model(settings.ai, network=settings.network),
