@@ -64,11 +64,13 @@ EDGES: dict[tuple[str, str], str] = {
     ("worker", "Worker._run"): "a worker's lane loop",
     ("delivery", "Delivery._run"): "the delivery loop",
     ("delivery", "Delivery._send"): "the delivery loop, around one platform's own code",
+    ("plugins", "Plugins._call"): "a plugin call",
 }
 
 # Functions that do not swallow what they catch but hand it to somebody who waits for it. They need not log.
 MESSENGERS: dict[tuple[str, str], str] = {
     ("store.writer", "Writer._process"): "the error of a job is raised where the job was handed in",
+    ("plugins", "_load_into"): "the error of an import is raised where the plugin was asked for",
 }
 
 MAX_FILE_LINES = 650
