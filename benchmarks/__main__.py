@@ -1,0 +1,34 @@
+"""``python -m benchmarks [NAME …]``: all figures, or those named."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import subprocess
+import sys
+
+from benchmarks.processes import ROOT
+
+FIGURES = ("durable_echo",)
+
+
+def main() -> None:
+    """Run the figures."""
+    names = sys.argv[1:] or list(FIGURES)
+    unknown = sorted(set(names) - set(FIGURES))
+    if unknown:
+        sys.exit(f"no such figure: {', '.join(unknown)}; there are {', '.join(FIGURES)}")
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT
+    ).stdout.strip()
+    sys.stdout.write(
+        f"commit {commit or 'unknown'}, Python {platform.python_version()}, {platform.machine()}\n"
+    )
+    for name in names:
+        sys.stdout.write(f"\n{name}\n")
+        sys.stdout.flush()
+        importlib.import_module(f"benchmarks.{name}").main([])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Starting and stopping the processes of a benchmark."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parent.parent
+START_S = 20.0  # how long a process may take to listen
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def process(arguments: list[str], port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run Python with these arguments until the block ends; enter it when the port is listened on."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with log.open("wb") as stream:
+        child = subprocess.Popen(
+            [sys.executable, *arguments], stdout=stream, stderr=stream, env=environment, cwd=log.parent
+        )
+        try:
+            _wait(port, child, log)
+            yield child
+        finally:
+            child.terminate()
+            try:
+                child.wait(30)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+def _wait(port: int, child: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        if child.poll() is not None:
+            break
+        time.sleep(0.02)
+    raise RuntimeError(f"did not start: {log.read_text(errors='replace')[-2000:]}")
+
+
+def get_json(url: str) -> Any:
+    """Fetch JSON from loopback."""
+    with urlopen(url, timeout=10) as response:
+        return json.load(response)
+
+
+def run_load(file: Path, port: int, *, connections: int = 64, rate: float | None = None) -> dict[str, float]:
+    """Send a file of requests from a process of its own."""
+    arguments = ["-m", "benchmarks.load", "--port", str(port), "--connections", str(connections)]
+    if rate is not None:
+        arguments += ["--rate", str(rate)]
+    output = subprocess.run(
+        [sys.executable, *arguments, str(file)], check=True, capture_output=True, cwd=ROOT, timeout=600
+    )
+    result: dict[str, float] = json.loads(output.stdout)
+    return result
