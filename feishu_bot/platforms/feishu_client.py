@@ -6,21 +6,28 @@ codes.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import orjson
 
-from feishu_bot.errors import DeliveryError, RetryLater, Undeliverable
-from feishu_bot.network import proxy_for, ssl_context
+from feishu_bot.errors import RetryLater, Undeliverable
+from feishu_bot.platforms.connection import (
+    MAX_WAIT_S,
+    Connection,
+    is_unsure,
+    unreadable,
+    wait_of,
+    words_of,
+)
+from feishu_bot.platforms.token import AccessToken
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Sequence
 
     from feishu_bot.config import NetworkSettings
+    from feishu_bot.errors import DeliveryError
 
 TOKEN_PATH = "/open-apis/auth/v3/tenant_access_token/internal"  # noqa: S105 - a path, no secret
 
@@ -29,15 +36,8 @@ REPLY_GONE = frozenset({230011, 230110})  # the message to reply to was recalled
 NO_THREADS = 230071  # on a reply: this group has no topics
 POST_REFUSED = frozenset({230001, 230025, 230054, 230099})  # as text the same words may pass
 
-_CONNECT_S = 5.0
-_TOTAL_S = 20.0
 _REFRESH_BEFORE_S = 600.0  # from 30 min before its end Feishu gives a new token; both stay valid
-_ASK_AGAIN_S = 1.0  # after a failure, so that a hundred waiting parts do not ask a hundred times
-_MAX_WAIT_S = 3600.0
-_MAX_WORDS = 200
-_UNAVAILABLE = HTTPStatus.SERVICE_UNAVAILABLE  # nobody took the request, so nothing was sent
 _OK_STATUSES = range(200, 300)
-_TOO_LARGE = frozenset({413, 414, 431})
 
 _LATER: dict[int, str] = {
     99991400: "too many calls",
@@ -121,72 +121,13 @@ class Answer:
             return RetryLater(
                 f"HTTP {self.status}: {self.reason}",
                 after_s=self.after_s,
-                outcome_unknown=self.status != _UNAVAILABLE,
+                outcome_unknown=is_unsure(self.status),
             )
         return Undeliverable(self.reason)
 
 
-class TenantToken:
-    """The app's token: asked for by one caller for all, renewed early while the old one still works."""
-
-    def __init__(self, fetch: Callable[[], Awaitable[tuple[str, float]]], clock: Callable[[], float]) -> None:
-        self._fetch = fetch
-        self._clock = clock
-        self._value = ""
-        self._refresh_at = float("-inf")
-        self._expires_at = float("-inf")
-        self._ask_again_at = float("-inf")
-        self._problem = "no tenant token yet"
-        self._task: asyncio.Task[None] | None = None
-
-    @property
-    def value(self) -> str:
-        """The last token, ``""`` before the first."""
-        return self._value
-
-    async def get(self) -> str:
-        """Return a token that is valid by our clock. Raises RetryLater; nothing was sent then."""
-        now = self._clock()
-        if now < self._refresh_at:
-            return self._value
-        if self._task is None and now >= self._ask_again_at:
-            self._task = asyncio.get_running_loop().create_task(self._renew())
-        if now < self._expires_at:
-            return self._value
-        if self._task is not None:
-            await asyncio.shield(self._task)
-        if self._clock() < self._expires_at:
-            return self._value
-        raise RetryLater(self._problem)
-
-    def drop(self, value: str) -> None:
-        """Forget a token the platform has refused, unless it was replaced meanwhile."""
-        if value == self._value:
-            self._refresh_at = self._expires_at = float("-inf")
-
-    async def close(self) -> None:
-        """Stop a renewal that runs."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _renew(self) -> None:
-        try:
-            value, lifetime_s = await self._fetch()
-        except DeliveryError as error:
-            self._problem = f"no tenant token: {error.reason}"
-            self._ask_again_at = self._clock() + _ASK_AGAIN_S
-        else:
-            now = self._clock()
-            self._value = value
-            self._expires_at = now + lifetime_s
-            self._refresh_at = now + max(lifetime_s - _REFRESH_BEFORE_S, lifetime_s / 2)
-        finally:
-            self._task = None
-
-
 class FeishuClient:
-    """Calls one app's API. Opens its session at the first call; ``close`` ends it.
+    """Calls one app's API; ``close`` ends its connections.
 
     Raises ConfigError for a proxy or file of certificates that cannot be used.
     """
@@ -201,14 +142,11 @@ class FeishuClient:
         clock: Callable[[], float],
         hidden: Sequence[str] = (),
     ) -> None:
-        self._base_url = base_url
         self._app_id = app_id
         self._app_secrets = tuple(app_secrets) or ("",)
         self._hidden = (*app_secrets, *hidden)
-        self._proxy = proxy_for(base_url, network)
-        self._tls = ssl_context(network)
-        self._session: aiohttp.ClientSession | None = None
-        self._token = TenantToken(self._fetch_token, clock)
+        self._connection = Connection(base_url, network)
+        self._token = AccessToken(self._fetch_token, clock, refresh_before_s=_REFRESH_BEFORE_S)
 
     async def call(self, method: str, path: str, body: bytes | None = None) -> Answer:
         """Make one call with the tenant token, a second one if the platform wants a newer token.
@@ -225,17 +163,7 @@ class FeishuClient:
     async def close(self) -> None:
         """End the session and what runs in it."""
         await self._token.close()
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
-
-    def _open(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=self._tls),
-            headers={"Content-Type": "application/json; charset=utf-8"},
-            timeout=aiohttp.ClientTimeout(total=_TOTAL_S, sock_connect=_CONNECT_S),
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
+        await self._connection.close()
 
     async def _fetch_token(self) -> tuple[str, float]:
         problem = ""
@@ -244,73 +172,27 @@ class FeishuClient:
             answer = await self._exchange("POST", TOKEN_PATH, body, None)
             token = answer.body.get("tenant_access_token")
             if answer.code == 0 and isinstance(token, str) and token.isascii() and token.isprintable():
-                return token, _seconds(answer.body.get("expire"), default=_MAX_WAIT_S)
+                return token, _seconds(answer.body.get("expire"), default=MAX_WAIT_S)
             problem = answer.reason if answer.code else "the answer holds no token"
         raise RetryLater(problem)
 
     async def _exchange(self, method: str, path: str, body: bytes | None, token: str | None) -> Answer:
-        if self._session is None:
-            self._session = self._open()
+        authorization = None if token is None else f"Bearer {token}"
+        response = await self._connection.call(method, path, body, authorization=authorization)
+        status, headers = response.status, response.headers
+        after_s = wait_of(headers.get("x-ogw-ratelimit-reset") or headers.get("Retry-After"))
         try:
-            async with self._session.request(
-                method,
-                self._base_url + path,
-                data=body,
-                headers=None if token is None else {"Authorization": f"Bearer {token}"},
-                proxy=self._proxy,
-                allow_redirects=False,
-            ) as response:
-                return self._read(response.status, response.headers, await response.read())
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            # Refused, no such host, no TLS: the request was not sent.
-            raise RetryLater(f"no connection: {type(error).__name__}") from None
-        except aiohttp.ClientHttpProxyError as error:
-            raise RetryLater(f"the proxy refuses: HTTP {error.status}") from None
-        except TimeoutError:
-            raise RetryLater("no answer in time", outcome_unknown=True) from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise RetryLater(f"connection broke: {type(error).__name__}", outcome_unknown=True) from None
-
-    def _read(self, status: int, headers: Any, raw: bytes) -> Answer:
-        after_s = _wait(headers.get("x-ogw-ratelimit-reset") or headers.get("Retry-After"))
-        try:
-            body = orjson.loads(raw)
+            answer = orjson.loads(response.body)
         except ValueError:
-            body = None
-        code = body.get("code") if isinstance(body, dict) else None
+            answer = None
+        code = answer.get("code") if isinstance(answer, dict) else None
         if isinstance(code, int) and not isinstance(code, bool) and (code or status in _OK_STATUSES):
-            return Answer(status, code, self._clean(body.get("msg")), body, after_s)
-        # Not the platform's words: a gateway, a proxy or an error page in front of it.
-        reason = f"HTTP {status} without a readable answer"
-        if status in _TOO_LARGE:
-            raise Undeliverable(reason)
-        unknown = status in _OK_STATUSES or (
-            status >= HTTPStatus.INTERNAL_SERVER_ERROR and status != _UNAVAILABLE
-        )
-        raise RetryLater(reason, after_s=after_s, outcome_unknown=unknown)
-
-    def _clean(self, words: object) -> str:
-        """Return the platform's words short, printable and without any secret of ours."""
-        if not isinstance(words, str):
-            return ""
-        for secret in (*self._hidden, self._token.value):
-            if secret:
-                words = words.replace(secret, "***")
-        return "".join(c if c.isprintable() else " " for c in words[:_MAX_WORDS])
+            words = words_of(answer.get("msg"), without=(*self._hidden, self._token.value))
+            return Answer(status, code, words, answer, after_s)
+        raise unreadable(status, after_s)
 
 
 def _seconds(value: object, *, default: float) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf"):
         return float(value)
     return default
-
-
-def _wait(header: str | None) -> float | None:
-    """Read a number of seconds, at most an hour; anything else is no advice."""
-    if header is None or not header.isascii():
-        return None
-    try:
-        seconds = float(header)
-    except ValueError:
-        return None
-    return min(seconds, _MAX_WAIT_S) if seconds >= 0 else None

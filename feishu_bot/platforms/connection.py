@@ -1,0 +1,126 @@
+"""HTTP calls to a platform's API: one session, and what a call without an answer means for a retry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+
+from feishu_bot.errors import RetryLater, Undeliverable
+from feishu_bot.network import proxy_for, ssl_context
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from feishu_bot.config import NetworkSettings
+    from feishu_bot.errors import DeliveryError
+
+MAX_WAIT_S = 3600.0
+
+_CONNECT_S = 5.0
+_TOTAL_S = 20.0
+_MAX_WORDS = 200
+_OK_STATUSES = range(200, 300)
+_UNAVAILABLE = HTTPStatus.SERVICE_UNAVAILABLE  # nobody took the request, so nothing was sent
+_TOO_LARGE = frozenset({413, 414, 431})
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What came back: any status, with its headers (case-insensitive) and its whole body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Connection:
+    """Calls one host. Opens its session at the first call; ``close`` ends it. Never follows a redirect.
+
+    Raises ConfigError for a proxy or file of certificates that cannot be used.
+    """
+
+    def __init__(self, base_url: str, network: NetworkSettings | None) -> None:
+        self._base_url = base_url
+        self._proxy = proxy_for(base_url, network)
+        self._tls = ssl_context(network)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def call(
+        self, method: str, path: str, body: bytes | None = None, *, authorization: str | None = None
+    ) -> Response:
+        """Make one call with a JSON body and return its answer, whatever the status.
+
+        Raises RetryLater where there is none, and says whether the request may have arrived all the same.
+        """
+        if self._session is None:
+            self._session = self._open()
+        try:
+            async with self._session.request(
+                method,
+                self._base_url + path,
+                data=body,
+                headers=None if authorization is None else {"Authorization": authorization},
+                proxy=self._proxy,
+                allow_redirects=False,
+            ) as response:
+                return Response(response.status, response.headers, await response.read())
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            # Refused, no such host, no TLS: the request was not sent.
+            raise RetryLater(f"no connection: {type(error).__name__}") from None
+        except aiohttp.ClientHttpProxyError as error:
+            raise RetryLater(f"the proxy refuses: HTTP {error.status}") from None
+        except TimeoutError:
+            raise RetryLater("no answer in time", outcome_unknown=True) from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise RetryLater(f"connection broke: {type(error).__name__}", outcome_unknown=True) from None
+
+    async def close(self) -> None:
+        """End the session."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def _open(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=self._tls),
+            headers={"Content-Type": "application/json; charset=utf-8"},
+            timeout=aiohttp.ClientTimeout(total=_TOTAL_S, sock_connect=_CONNECT_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+
+
+def unreadable(status: int, after_s: float | None) -> DeliveryError:
+    """Return what an answer means that is not the platform's own: a gateway, a proxy or an error page."""
+    reason = f"HTTP {status} without a readable answer"
+    if status in _TOO_LARGE:
+        return Undeliverable(reason)
+    return RetryLater(reason, after_s=after_s, outcome_unknown=status in _OK_STATUSES or is_unsure(status))
+
+
+def is_unsure(status: int) -> bool:
+    """Return whether a server error leaves open what became of the request."""
+    return status >= HTTPStatus.INTERNAL_SERVER_ERROR and status != _UNAVAILABLE
+
+
+def wait_of(header: str | None) -> float | None:
+    """Read a header's number of seconds, at most an hour; anything else is no advice."""
+    if header is None or not header.isascii():
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        return None
+    return min(seconds, MAX_WAIT_S) if seconds >= 0 else None
+
+
+def words_of(words: Any, *, without: Iterable[str]) -> str:
+    """Return a platform's words short, printable and without any of the secrets given."""
+    if not isinstance(words, str):
+        return ""
+    for secret in without:
+        if secret:
+            words = words.replace(secret, "***")
+    return "".join(c if c.isprintable() else " " for c in words[:_MAX_WORDS])
