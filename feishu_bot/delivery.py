@@ -142,7 +142,7 @@ class Delivery:
         except Undeliverable as error:
             self.given_up += 1
             log.warning("reply refused", extra={"part": f"out-{part.id}", "reason": error.reason})
-            return SendResult(part.id, "refused", error=error.reason)
+            return SendResult(part.id, "expired" if error.expired else "refused", error=error.reason)
         except RetryLater as error:
             return self._later(part, error, chat)
         except Exception as error:
@@ -172,6 +172,7 @@ class Delivery:
             text=text,
             attempts=part.attempts,
             possibly_repeated=repeated,
+            unknown_since_ms=part.unknown_at,
         )
 
     def _later(self, part: PartToSend, error: RetryLater, chat: str) -> SendResult:

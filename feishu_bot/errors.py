@@ -129,7 +129,14 @@ class RetryLater(DeliveryError):
 
 
 class Undeliverable(DeliveryError):
-    """The platform will never take this part."""
+    """The platform will never take this part.
+
+    ``expired``: because its reply window has closed.
+    """
+
+    def __init__(self, reason: str, *, expired: bool = False) -> None:
+        super().__init__(reason)
+        self.expired = expired
 
 
 class ModelError(BotError):

@@ -20,7 +20,7 @@ from feishu_bot.commands import CommandTable
 from feishu_bot.errors import BudgetExceeded
 from feishu_bot.hooks import BudgetView, Context, ConversationView, Reply, StoredMessage
 from feishu_bot.model import CallUsage, ChatType, End, InboundMessage, Target, make_key
-from feishu_bot.split import split_text
+from feishu_bot.split import fit_text
 from feishu_bot.store import budgets as ledger
 from feishu_bot.store.work import (
     Change,
@@ -381,8 +381,14 @@ class Pipeline:
         before = message.reply_before_ms
         if platform is None or platform.pull:
             return (NewPart(kind, 0, part_payload(target, text), source, before, sent=True),)
-        chars = min(self._chat.max_message_length, platform.max_part_chars or self._chat.max_message_length)
-        texts = split_text(text, max_chars=chars, max_bytes=platform.max_part_bytes)
+        texts = fit_text(
+            text,
+            max_chars=self._chat.max_message_length,
+            platform_chars=platform.max_part_chars,
+            max_bytes=platform.max_part_bytes,
+            max_parts=platform.max_parts,
+            ending=self._say("shortened"),
+        )
         return tuple(
             NewPart(kind, n, part_payload(target, part), source, before) for n, part in enumerate(texts)
         )

@@ -44,6 +44,37 @@ def split_text(text: str, *, max_chars: int, max_bytes: int | None = None) -> li
     return parts
 
 
+def fit_text(
+    text: str,
+    *,
+    max_chars: int,
+    platform_chars: int | None = None,
+    max_bytes: int | None = None,
+    max_parts: int | None = None,
+    ending: str = "…",
+) -> list[str]:
+    """Return ``text`` in parts as ``split_text`` does, but never in more than ``max_parts``.
+
+    ``max_chars`` is what the operator likes to see, ``platform_chars`` what the platform takes. Where the first
+    makes too many parts, the second alone holds; what is too long even then ends with ``ending``.
+    """
+    chars = min(max_chars, platform_chars or max_chars)
+    parts = split_text(text, max_chars=chars, max_bytes=max_bytes)
+    if max_parts is None or len(parts) <= max_parts:
+        return parts
+    chars = platform_chars or max_chars
+    parts = split_text(text, max_chars=chars, max_bytes=max_bytes)
+    if len(parts) <= max_parts:
+        return parts
+    ending = "\n\n" + ending
+    last = split_text(
+        parts[max_parts - 1],
+        max_chars=chars - len(ending),
+        max_bytes=None if max_bytes is None else max_bytes - len(ending.encode()),
+    )
+    return [*parts[: max_parts - 1], last[0] + ending]
+
+
 def _fit(text: str, max_chars: int, max_bytes: int | None) -> int:
     """Return how many characters of ``text`` fit both limits; at least one."""
     count = min(len(text), max(1, max_chars))

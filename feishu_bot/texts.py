@@ -6,6 +6,7 @@ from typing import Final
 
 TEXTS: Final[dict[str, dict[str, str]]] = {
     "zh": {
+        "shortened": "（回答太长，此处未能显示全部内容。）",
         "error": "抱歉，处理您的消息时出现了问题，请稍后重试。",
         "too_long": "您的消息有 {tokens} 个 token，超过了上限 {limit}。请缩短后再发。",
         "cannot_read": "抱歉，我目前只能阅读文字消息。请用文字告诉我您的问题；发送 {prefix}help 查看可用命令。",
@@ -53,6 +54,7 @@ TEXTS: Final[dict[str, dict[str, str]]] = {
         "window_total": "总计",
     },
     "en": {
+        "shortened": "(The answer is too long to be shown in full here.)",
         "error": "Sorry, something went wrong with your message. Please try again later.",
         "too_long": "Your message has {tokens} tokens; the limit is {limit}. Please send a shorter one.",
         "cannot_read": "Sorry, I can only read text. Please write your question; {prefix}help lists what I can do.",

@@ -20,7 +20,7 @@ from feishu_bot.config import NetworkSettings, PlatformSettings
 from feishu_bot.errors import BadPayload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from feishu_bot.model import InboundMessage, Outgoing
 
@@ -47,18 +47,45 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
+class SocketRequest:
+    """What a client asked for a WebSocket with. ``headers`` looks names up without regard to case."""
+
+    headers: Mapping[str, str]
+    query: Mapping[str, str]
+
+
+class Socket(ABC):
+    """A WebSocket that a platform's client has opened to us. Pings and their answers are the door's."""
+
+    @abstractmethod
+    async def receive(self) -> str | bytes | None:
+        """Return the next frame, None once the socket is closed."""
+
+    @abstractmethod
+    async def send(self, text: str) -> None:
+        """Send a text frame. Raises ConnectionError when the socket is closed; the frame may be lost then."""
+
+    @abstractmethod
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Close it; whoever waits in ``receive`` gets None. May be called more than once."""
+
+
+@dataclass(frozen=True, slots=True)
 class PlatformContext:
     """What the server hands to a platform.
 
     ``identified`` is called when the bot's own id has become known, so that waiting mentions are judged.
     ``require_at_in_groups``: True: the text of what is not addressed is dropped on arrival; False: it is
     answered too, so it is kept.
+    ``connected`` is called with the account's name when a way to send is open again, so that replies that wait
+    for it go out at once.
     """
 
     network: NetworkSettings = field(default_factory=NetworkSettings)
     language: str = "zh"
     require_at_in_groups: bool = True
     identified: Callable[[], None] = lambda: None
+    connected: Callable[[str], None] = lambda _account: None
 
 
 class Platform(ABC):
@@ -69,6 +96,7 @@ class Platform(ABC):
     pull: ClassVar[bool] = False  # answers are fetched from the record by the asker; nothing is sent
     max_part_chars: ClassVar[int | None] = None  # the platform's own limit on one message, in characters
     max_part_bytes: ClassVar[int | None] = None  # the same in UTF-8 bytes
+    max_parts: ClassVar[int | None] = None  # how many messages may answer one; a longer answer is shortened
     idempotent_for_s: ClassVar[float | None] = None  # how long equal keys are folded; None: for ever
 
     def __init__(self, account: str, settings: Any, context: PlatformContext) -> None:
@@ -86,6 +114,28 @@ class Platform(ABC):
     @abstractmethod
     async def send(self, outgoing: Outgoing) -> str | None:
         """Send one part and return the platform's id of it. Raises RetryLater or Undeliverable."""
+
+    @property
+    def has_webhook(self) -> bool:
+        """Whether ``/webhook/{account}`` is open; without it the path does not exist."""
+        return not self.pull
+
+    @property
+    def has_socket(self) -> bool:
+        """Whether ``/ws/{account}`` is open; without it the path does not exist."""
+        return False
+
+    def admit(self, request: SocketRequest) -> Any:
+        """Return who asks for a WebSocket, for ``accept``; nothing is upgraded before. No I/O. Raises Refused."""
+        raise BadPayload("this platform has no socket")
+
+    async def accept(
+        self, socket: Socket, caller: Any, record: Callable[[Sequence[InboundMessage]], Awaitable[None]]
+    ) -> None:
+        """Serve a socket until it is closed.
+
+        ``record`` takes over events, in order, to bring them on disk; it waits while too many are not yet.
+        """
 
     async def start(self) -> None:
         """Open connections and begin to ask for the bot's own id. Must not wait for the platform."""
