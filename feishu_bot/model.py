@@ -225,7 +225,8 @@ class Outgoing:
 
     ``source``, ``kind`` and ``part`` are unique together and the same in every retry: idempotency keys are
     made from ``idempotency_key``. ``possibly_repeated``: an earlier attempt's outcome is unknown and the
-    platform may no longer fold a repeat, so the text should carry a mark.
+    platform may no longer fold a repeat, so the text should carry a mark. ``unknown_since_ms``: when the first
+    of the attempts was made since which the outcome is unknown; None: every earlier attempt certainly failed.
     """
 
     account: str
@@ -236,6 +237,7 @@ class Outgoing:
     text: str
     attempts: int = 1
     possibly_repeated: bool = False
+    unknown_since_ms: int | None = None
 
     @property
     def idempotency_key(self) -> str:

@@ -64,6 +64,7 @@ class Worker:
         self._again: set[str] = set()
         self._wake = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
+        self._looks: set[asyncio.Task[None]] = set()
         self._stopping = False
         self.depth: Depth | None = None
         self.unreachable: str | None = None  # why the database could not be asked the last time
@@ -83,9 +84,10 @@ class Worker:
         self._wake.set()
         if self._active:
             await asyncio.wait(list(self._active.values()), timeout=grace_s)
-        for task in (*self._active.values(), *self._loops):
+        tasks = [*self._active.values(), *self._loops, *self._looks]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._active.values(), *self._loops, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def nudge(self, lane_key: str) -> None:
         """Say that a lane has something new."""
@@ -98,7 +100,8 @@ class Worker:
     def look_now(self) -> None:
         """Have every waiting lane looked at again (a platform has learned its own id)."""
         task = asyncio.ensure_future(self._look_now())
-        self._loops.append(task)
+        self._looks.add(task)
+        task.add_done_callback(self._looks.discard)
 
     @property
     def active(self) -> int:

@@ -125,7 +125,7 @@ class Platform(ABC):
         """Whether ``/ws/{account}`` is open; without it the path does not exist."""
         return False
 
-    def admit(self, request: SocketRequest) -> Any:
+    def admit(self, request: SocketRequest) -> Any:  # noqa: ARG002  # the signature for those who have one
         """Return who asks for a WebSocket, for ``accept``; nothing is upgraded before. No I/O. Raises Refused."""
         raise BadPayload("this platform has no socket")
 

@@ -186,7 +186,8 @@ def _take(tx: Transaction, lease: Lease, row: Any, attempts: list[dict[str, Any]
     # Under a re-run it is our own attempt of a moment ago, not made yet.
     unknown = row.state == ATTEMPTING and not tx.rerun
     first = row.first_attempt_at or tx.now_ms
-    unknown_at = row.unknown_at or (first if unknown else None)
+    # A person who retries a dead part (first_attempt_at is None again) has decided about its past.
+    unknown_at = row.first_attempt_at and (row.unknown_at or (first if unknown else None))
     count = 0 if tx.rerun and row.state == ATTEMPTING else 1
     attempts.append({"part_id": row.id, "count": count, "now": tx.now_ms, "new_unknown_at": unknown_at})
     return PartToSend(

@@ -44,7 +44,7 @@ class Webhooks:
         clock: Callable[[], float] = time.time,
         reached: Callable[[str], None] | None = None,
     ) -> None:
-        self._platforms = {name: p for name, p in platforms.items() if not p.pull}
+        self._platforms = {name: p for name, p in platforms.items() if p.has_webhook}
         self._intake = intake
         self._gate = gate
         self._metrics = metrics
