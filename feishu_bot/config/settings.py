@@ -441,12 +441,18 @@ class JobSettings(Settings):
     cron: Cron = Field(description="standard crontab, 0 and 7 are Sunday")
 
 
+class CleanupJobSettings(JobSettings):
+    """When the cleanup runs; whoever only switches it off need not repeat the time."""
+
+    cron: Cron = Field("0 3 * * *", description="standard crontab, 0 and 7 are Sunday")
+
+
 class ScheduleSettings(Settings):
     """When jobs run."""
 
     timezone: TimeZone = Field("Asia/Shanghai", description="of jobs and of budget windows")
-    cleanup: JobSettings = Field(
-        JobSettings(cron="0 3 * * *"), description="removes conversations idle for cleanup_days"
+    cleanup: CleanupJobSettings = Field(
+        CleanupJobSettings(), description="removes conversations idle for cleanup_days"
     )
 
     @property
