@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Engine, Insert, Table, create_engine, event, func, select, text
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    NotSupportedError,
+    ProgrammingError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from feishu_bot.errors import StoreUnavailable
@@ -80,10 +88,13 @@ def normalise_url(db_url: str) -> URL:
     return url
 
 
-def open_engine(db_url: str, *, echo: bool = False, pool_size: int = 5, max_overflow: int = 10) -> Engine:
+def open_engine(
+    db_url: str, *, echo: bool = False, pool_size: int = 5, max_overflow: int = 10, patient: bool = False
+) -> Engine:
     """Open a database; the folder of a SQLite file is made. Connects only when used.
 
     Writers get ``BEGIN IMMEDIATE`` on SQLite; readers take ``engine.execution_options(reader=True)``.
+    ``patient``: no statement is broken off for its length; for maintenance, which may take hours.
     """
     url = normalise_url(db_url)
     if url.drivername == "sqlite":
@@ -91,18 +102,23 @@ def open_engine(db_url: str, *, echo: bool = False, pool_size: int = 5, max_over
     if url.drivername == "postgresql+psycopg":
         arguments: dict[str, Any] = {
             "connect_timeout": CONNECT_TIMEOUT_S,
-            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_S * 1000} -c timezone=UTC",
+            "options": f"-c statement_timeout={0 if patient else STATEMENT_TIMEOUT_S * 1000} -c timezone=UTC",
             "application_name": "feishu-bot",
+            # A server that is cut off without a word must not hold the writer for hours.
+            "keepalives_idle": 15,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": STATEMENT_TIMEOUT_S * 1000,
         }
         isolation = "READ COMMITTED"
     else:
         arguments = {
             "connect_timeout": CONNECT_TIMEOUT_S,
-            "read_timeout": STATEMENT_TIMEOUT_S * 2,
-            "write_timeout": STATEMENT_TIMEOUT_S * 2,
+            "read_timeout": None if patient else STATEMENT_TIMEOUT_S * 2,
+            "write_timeout": None if patient else STATEMENT_TIMEOUT_S * 2,
             "init_command": (
                 "SET SESSION time_zone='+00:00', innodb_lock_wait_timeout=10, "
-                f"max_statement_time={STATEMENT_TIMEOUT_S}, sql_mode='STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'"
+                f"max_statement_time={0 if patient else STATEMENT_TIMEOUT_S}, sql_mode='STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'"
             ),
         }
         isolation = "READ COMMITTED"  # REPEATABLE READ's gap locks deadlock nodes against each other
@@ -146,8 +162,9 @@ def _open_sqlite(url: URL, *, echo: bool) -> Engine:
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         # The driver would begin late and deferred: two writers could then both fail to upgrade their lock.
-        reader = connection.get_execution_options().get("reader", False)
-        connection.exec_driver_sql("BEGIN" if reader else "BEGIN IMMEDIATE")
+        options = connection.get_execution_options()
+        if not options.get("late_begin", False):  # its taker begins with the first statement, or not at all
+            connection.exec_driver_sql("BEGIN" if options.get("reader", False) else "BEGIN IMMEDIATE")
 
     return engine
 
@@ -155,8 +172,10 @@ def _open_sqlite(url: URL, *, echo: bool) -> Engine:
 # ------------------------------------------------------------------------------------------- error mapping
 
 # SQLSTATEs and numbers after which the same transaction may succeed if it is simply run again.
-_RETRY_SQLSTATES = frozenset({"40001", "40P01", "55P03", "57014"})
-_RETRY_MARIADB = frozenset({1205, 1213, 1020, 1412, 1969})
+_RETRY_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
+_RETRY_MARIADB = frozenset({1205, 1213, 1020, 1412})
+# Connection was killed, server is shutting down: SQLAlchemy knows only those of MySQL.
+_GONE_MARIADB = frozenset({1053, 1927})
 
 
 def is_disconnect(error: BaseException) -> bool:
@@ -166,7 +185,15 @@ def is_disconnect(error: BaseException) -> bool:
     if not isinstance(error, DBAPIError):
         return False
     state = getattr(error.orig, "sqlstate", None) or ""
-    return error.connection_invalidated or state.startswith("08") or state in {"57P01", "57P02", "57P03"}
+    if error.connection_invalidated or state.startswith("08") or state in {"57P01", "57P02", "57P03"}:
+        return True
+    return _number(error) in _GONE_MARIADB
+
+
+def _number(error: DBAPIError) -> int | None:
+    """Return MariaDB's error number."""
+    arguments = getattr(error.orig, "args", ())
+    return arguments[0] if arguments and isinstance(arguments[0], int) else None
 
 
 def is_conflict(error: BaseException) -> bool:
@@ -174,11 +201,14 @@ def is_conflict(error: BaseException) -> bool:
     if not isinstance(error, DBAPIError):
         return False
     orig = error.orig
-    if getattr(orig, "sqlstate", None) in _RETRY_SQLSTATES:
-        return True
-    if orig is not None and orig.args and orig.args[0] in _RETRY_MARIADB:
+    if getattr(orig, "sqlstate", None) in _RETRY_SQLSTATES or _number(error) in _RETRY_MARIADB:
         return True
     return "database is locked" in str(orig) or "database table is locked" in str(orig)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Say whether the database will never take this change: a value or a rule is wrong, not the database."""
+    return isinstance(error, DataError | IntegrityError | ProgrammingError | NotSupportedError)
 
 
 def is_hopeless(error: BaseException) -> bool:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Column, MetaData, String, Table, insert, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
-from feishu_bot.errors import SchemaMismatch
+from feishu_bot.errors import SchemaMismatch, StoreUnavailable
 from feishu_bot.store.engine import capabilities, open_engine, store_errors
 from feishu_bot.store.schema import HEAD, metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy import Connection, Engine
 
@@ -22,6 +22,8 @@ _version_table = Table(
     "alembic_version", MetaData(), Column("version_num", String(32), primary_key=True, nullable=False)
 )
 _LOCK = 7_264_301  # any number, the same in every process
+_LOCK_WAIT_S = 3600  # another process's migration may take long
+SCRIPTS = Path(__file__).parent
 
 
 def current_version(connection: Connection) -> str | None:
@@ -31,28 +33,57 @@ def current_version(connection: Connection) -> str | None:
     return connection.execute(select(_version_table.c.version_num)).scalar_one_or_none()
 
 
-def upgrade(engine: Engine | str) -> str:
+def upgrade(
+    engine: Engine | str,
+    *,
+    head: str = HEAD,
+    scripts: Path = SCRIPTS,
+    step: Callable[[str], None] | None = None,
+) -> str:
     """Bring the schema to this program's version; safe when several processes start at once.
 
-    Returns ``created``, ``upgraded`` or ``current``. Raises SchemaMismatch for a database that is newer.
+    ``head`` and ``scripts`` name another version and folder of migrations; ``step`` is told each version that
+    was reached. Returns ``created``, ``upgraded`` or ``current``. Raises SchemaMismatch for a database that is newer,
+    StoreUnavailable when a migration fails: then the old schema is still there and the old program works with it
+    (on MariaDB, whose DDL has no transactions, because migrations only add there; running it again goes on).
     """
     if isinstance(engine, str):
         own = open_engine(engine)
         try:
-            return upgrade(own)
+            return upgrade(own, head=head, scripts=scripts, step=step)
         finally:
             own.dispose()
-    with store_errors(), engine.connect() as connection, _alone(connection):
-        version = current_version(connection)
-        if version == HEAD:
+    with store_errors(), engine.execution_options(reader=True).connect() as connection:
+        if current_version(connection) == head:
             return "current"
-        if version is None:
+    if capabilities(engine).kind == "sqlite":
+        return _upgrade(engine, head, scripts, step)
+    patient = open_engine(engine.url.render_as_string(hide_password=False), patient=True)
+    try:
+        return _upgrade(patient, head, scripts, step)
+    finally:
+        patient.dispose()
+
+
+def _upgrade(engine: Engine, head: str, scripts: Path, step: Callable[[str], None] | None) -> str:
+    with store_errors(), engine.connect() as connection, alone(connection):
+        version = current_version(connection)
+        if version == head:
+            return "current"
+        if version is None and head == HEAD:
             metadata.create_all(connection)
             _version_table.create(connection)
             connection.execute(insert(_version_table), {"version_num": HEAD})
-            return "created"
-        _migrate(connection, version)
-        return "upgraded"
+        else:
+            _migrate(connection, version, head=head, scripts=scripts, step=step)
+        return "created" if version is None else "upgraded"
+
+
+def known_versions(scripts: Path = SCRIPTS) -> set[str]:
+    """Return the versions that this program can bring to its own."""
+    from alembic.script import ScriptDirectory  # noqa: PLC0415  # slow to import, and hardly any start needs it
+
+    return {HEAD} | {script.revision for script in ScriptDirectory(str(scripts)).walk_revisions()}
 
 
 def check(engine: Engine) -> None:
@@ -65,14 +96,16 @@ def check(engine: Engine) -> None:
 
 
 @contextmanager
-def _alone(connection: Connection) -> Iterator[None]:
+def alone(connection: Connection) -> Iterator[None]:
     """Hold a lock that other starting processes wait for, and one transaction."""
     kind = capabilities(connection).kind
-    with connection.begin():  # on SQLite BEGIN IMMEDIATE is the lock
+    with _without_cascades(connection), connection.begin():  # on SQLite BEGIN IMMEDIATE is the lock
         if kind == "postgresql":
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
         elif kind == "mariadb":
-            connection.execute(text(f"SELECT GET_LOCK('feishu-bot-{_LOCK}', 60)"))
+            got = connection.execute(text(f"SELECT GET_LOCK('feishu-bot-{_LOCK}', {_LOCK_WAIT_S})")).scalar()
+            if got != 1:
+                raise StoreUnavailable("another process has been changing the schema for too long")
         try:
             yield
         finally:
@@ -81,19 +114,43 @@ def _alone(connection: Connection) -> Iterator[None]:
                     connection.execute(text(f"SELECT RELEASE_LOCK('feishu-bot-{_LOCK}')"))
 
 
-def _migrate(connection: Connection, version: str) -> None:
+@contextmanager
+def _without_cascades(connection: Connection) -> Iterator[None]:
+    """Switch SQLite's foreign keys off: it alters a table by dropping it, which would take the rows of others."""
+    if capabilities(connection).kind != "sqlite":
+        yield
+        return
+    driver: Any = connection.connection.driver_connection  # a pragma counts only outside a transaction
+    driver.execute("PRAGMA foreign_keys=OFF")
+    try:
+        yield
+    finally:
+        driver.execute("PRAGMA foreign_keys=ON")
+
+
+def _migrate(
+    connection: Connection,
+    version: str | None,
+    *,
+    head: str,
+    scripts: Path,
+    step: Callable[[str], None] | None,
+) -> None:
     # Alembic takes a quarter of a second to import, and hardly any start needs it.
     from alembic import command  # noqa: PLC0415  # see above
     from alembic.config import Config  # noqa: PLC0415  # see above
     from alembic.util import CommandError  # noqa: PLC0415  # see above
 
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    config.set_main_option("script_location", str(scripts).replace("%", "%%"))
     config.attributes["connection"] = connection
-    try:
-        command.upgrade(config, "head")
-    except CommandError as error:
+    config.attributes["step"] = step
+    if version is not None and version not in known_versions(scripts):
         raise SchemaMismatch(
-            f"the database has schema version {version}, which this program does not know (it knows {HEAD}): "
+            f"the database has schema version {version}, which this program does not know (it knows {head}): "
             "use the newer program that made it"
-        ) from error
+        )
+    try:
+        command.upgrade(config, head)
+    except CommandError as error:
+        raise SchemaMismatch(f"the schema cannot be brought from {version} to {head}: {error}") from error
