@@ -65,6 +65,7 @@ EDGES: dict[tuple[str, str], str] = {
     ("delivery", "Delivery._run"): "the delivery loop",
     ("delivery", "Delivery._send"): "the delivery loop, around one platform's own code",
     ("plugins", "Plugins._call"): "a plugin call",
+    ("schedule", "Schedule._work"): "a scheduled job",
 }
 
 # Functions that do not swallow what they catch but hand it to somebody who waits for it. They need not log.

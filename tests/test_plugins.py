@@ -189,6 +189,11 @@ async def test_every_plugin_hears_of_an_event(load):
     assert len(told.message.extra["heard"]) == 2
 
 
+async def test_events_are_wanted_only_where_a_plugin_hears_of_them(load):
+    assert (await load({"p": "async def on_event(context): ..."})).wants_events
+    assert not (await load({"q": "async def on_message(context): ..."})).wants_events
+
+
 async def test_each_plugin_sees_its_own_settings_and_the_language(load):
     source = "async def on_answer(context, answer): return answer + context.bot.settings['x'] + context.bot.language"
     plugins = await load({"a": source, "b": source}, settings={"a": {"x": "1"}, "b": {"x": "2"}})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import bindparam, delete, func, select, update
 
-from feishu_bot.model import End, InboundMessage
+from feishu_bot.model import End, InboundMessage, make_key
 from feishu_bot.store import budgets
 from feishu_bot.store.engine import insert_ignore
 from feishu_bot.store.inbox import RETRIED, count_ends
@@ -160,24 +161,73 @@ def settle_orphans(tx: Transaction) -> int:
 # -------------------------------------------------------------------------------------------- conversations
 
 
+_LOCK_QUIET_LANES = (
+    select(lanes.c.key)
+    .where(
+        lanes.c.key.in_(bindparam("keys", expanding=True)),
+        lanes.c.ready_at.is_(None),
+        lanes.c.lease_token.is_(None),
+    )
+    .order_by(lanes.c.key)
+    .with_for_update(skip_locked=True)
+)
+
+
+def _cutoff(tx: Transaction, days: int) -> datetime:
+    return datetime.fromtimestamp(tx.now_ms / 1000, UTC) - timedelta(days=days)
+
+
 def idle_conversations(tx: Transaction, days: int) -> int:
     """Count the conversations without activity for ``days``."""
-    cutoff = datetime.fromtimestamp(tx.now_ms / 1000, UTC) - timedelta(days=days)
     statement = select(func.count()).where(
-        conversations.c.last_activity < cutoff, conversations.c.hidden_at.is_(None)
+        conversations.c.last_activity < _cutoff(tx, days), conversations.c.hidden_at.is_(None)
     )
     return int(tx.connection.execute(statement).scalar_one())
 
 
-def hide_idle(tx: Transaction, days: int) -> int:
-    """Hide conversations without activity for ``days`` in one statement; ``remove_hidden`` takes their rows."""
-    now = datetime.fromtimestamp(tx.now_ms / 1000, UTC)
+class Idle(NamedTuple):
+    """A conversation without activity, and where the search for the next ones goes on."""
+
+    last_activity: datetime
+    id: int
+
+
+def find_idle(tx: Transaction, days: int, after: Idle | None = None) -> list[Idle]:
+    """Return one piece of the conversations without activity for ``days``, by their last activity; only reads."""
+    c = conversations.c
+    statement = select(c.last_activity, c.id).where(
+        c.last_activity < _cutoff(tx, days), c.hidden_at.is_(None)
+    )
+    if after is not None:
+        same = (c.last_activity == after.last_activity) & (c.id > after.id)
+        statement = statement.where(
+            c.last_activity >= after.last_activity, (c.last_activity > after.last_activity) | same
+        )
+    rows = tx.connection.execute(statement.order_by(c.last_activity, c.id).limit(PIECE))
+    return [Idle(*row) for row in rows]
+
+
+def hide(tx: Transaction, ids: Sequence[int], days: int) -> int:
+    """Hide those of a piece that are still idle, and return how many; ``remove_hidden`` takes their rows.
+
+    The lanes are locked first. One with a message at work is passed by: its answer, made for a conversation that
+    is gone by then, would be dropped.
+    """
+    c = conversations.c
+    still_idle = (c.id.in_(ids), c.last_activity < _cutoff(tx, days), c.hidden_at.is_(None))
+    rows = tx.connection.execute(select(c.id, c.scope_key, c.public_id).where(*still_idle)).all()
+    if not rows:
+        return 0
+    keys = {r.id: {"conv:" + make_key(r.public_id), r.scope_key} - {None} for r in rows}
+    all_keys = sorted(set().union(*keys.values()))
+    tx.connection.execute(insert_ignore(tx.kind, lanes, ("key",)), [{"key": key} for key in all_keys])
+    quiet = set(tx.connection.execute(_LOCK_QUIET_LANES, {"keys": all_keys}).scalars())
     result = tx.connection.execute(
         update(conversations)
-        .where(
-            conversations.c.last_activity < now - timedelta(days=days), conversations.c.hidden_at.is_(None)
+        .where(*still_idle, c.id.in_([i for i, lane_keys in keys.items() if lane_keys <= quiet]))
+        .values(
+            hidden_at=datetime.fromtimestamp(tx.now_ms / 1000, UTC), scope_key=None, version=c.version + 1
         )
-        .values(hidden_at=now, scope_key=None, version=conversations.c.version + 1)
     )
     return int(result.rowcount)
 
@@ -222,6 +272,7 @@ class DeadLetter:
     text: str
 
 
+_LETTER_ID = re.compile(r"(in|out)-(\d{1,18})", re.ASCII)
 _GIVEN_UP_IN = (End.DEAD.value, End.EXPIRED.value)
 _GIVEN_UP_OUT = ("dead", "refused", "expired")
 
@@ -262,7 +313,10 @@ def retry_dead(tx: Transaction, ids: Sequence[str], *, shard: int = 0) -> list[s
     """Open these letters again: a message is answered anew, a part is sent again. Returns those that were dead."""
     done: list[str] = []
     for letter in ids:
-        side, _, number = letter.partition("-")
+        match = _LETTER_ID.fullmatch(letter)
+        if match is None:
+            continue
+        side, number = match.groups()
         table, states = (inbox, _GIVEN_UP_IN) if side == "in" else (outbox, _GIVEN_UP_OUT)
         row = tx.connection.execute(
             select(table).where(table.c.id == int(number), table.c.state.in_(states))
@@ -292,7 +346,10 @@ def drop_dead(tx: Transaction, ids: Sequence[str], *, shard: int = 0) -> list[st
     """Remove these letters for good. Returns those that were there."""
     done: list[str] = []
     for letter in ids:
-        side, _, number = letter.partition("-")
+        match = _LETTER_ID.fullmatch(letter)
+        if match is None:
+            continue
+        side, number = match.groups()
         table, states = (inbox, _GIVEN_UP_IN) if side == "in" else (outbox, _GIVEN_UP_OUT)
         row = tx.connection.execute(
             select(table.c.id, table.c.account).where(table.c.id == int(number), table.c.state.in_(states))
