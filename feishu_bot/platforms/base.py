@@ -160,6 +160,13 @@ def parse_json(body: bytes) -> Any:
         raise BadPayload(f"not JSON: {str(error)[:80]}") from None
 
 
+def text_of(value: object) -> str:
+    """Return ``value`` if it is a text, without NUL (which PostgreSQL cannot hold); anything else is ``""``."""
+    if not isinstance(value, str):
+        return ""
+    return value.replace("\0", "") if "\0" in value else value
+
+
 def platform_types() -> dict[str, type[Platform]]:
     """Find every platform of this package by its ``name``: a new platform is one new file."""
     found: dict[str, type[Platform]] = {}

@@ -27,7 +27,7 @@ from pydantic import Field
 from feishu_bot.config import HttpUrl, PlatformSettings, Secrets
 from feishu_bot.errors import BadPayload, BadSignature, BadToken, DeliveryError, Undeliverable
 from feishu_bot.model import ChatType, InboundMessage
-from feishu_bot.platforms.base import Platform, PlatformContext, Received, WebhookRequest, parse_json
+from feishu_bot.platforms.base import Platform, PlatformContext, Received, WebhookRequest, parse_json, text_of
 from feishu_bot.platforms.feishu_client import NO_THREADS, POST_REFUSED, REPLY_GONE, Answer, FeishuClient
 from feishu_bot.platforms.feishu_content import (
     SILENT_TYPES,
@@ -38,7 +38,6 @@ from feishu_bot.platforms.feishu_content import (
     read_mentions,
     resolve_mentions,
     text_content,
-    text_of,
 )
 
 if TYPE_CHECKING:

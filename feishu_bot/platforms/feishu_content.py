@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import orjson
 
 from feishu_bot.model import Attachment, Mention
+from feishu_bot.platforms.base import text_of
+from feishu_bot.platforms.markdown import holds_markdown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -47,13 +49,6 @@ _KINDS: dict[
     "share_user": ("contact", "user_id", ""),
     "share_chat": ("contact", "chat_id", ""),
 }
-
-
-def text_of(value: object) -> str:
-    """Return ``value`` if it is a text, without NUL (which PostgreSQL cannot hold); anything else is ``""``."""
-    if not isinstance(value, str):
-        return ""
-    return value.replace("\0", "") if "\0" in value else value
 
 
 # ------------------------------------------------------------------------------------------------ arriving
@@ -225,19 +220,6 @@ MAX_POST_BYTES = 30_000
 
 _INVISIBLE = r"[\s\x00-\x1f\u00ad\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]*"
 _AT_TAG = re.compile(rf"<(?={_INVISIBLE}/?{_INVISIBLE}a{_INVISIBLE}t(?![a-z]))", re.IGNORECASE)
-_MARKDOWN = re.compile(
-    r"""
-      ^\ {0,3}(?:```|~~~)              # a code fence
-    | ^\ {0,3}\#{1,6}\ +\S             # a heading
-    | ^\ {0,3}[-*+]\ +\S               # a list; numbered ones look the same as text
-    | ^\ {0,3}\|?\ *:?-{3,}:?\ *\|     # the rule of a table
-    | \*\*[^\s*](?:[^\n]{0,500}?\S)?\*\*   # bold
-    | ~~[^\s~][^~\n]{0,500}~~          # struck out
-    | `[^`\n]+`                        # code
-    | \[[^\]\n]{1,500}\]\(\S+?\)       # a link
-    """,
-    re.MULTILINE | re.VERBOSE,
-)
 
 
 def escape_mentions(text: str) -> str:
@@ -246,11 +228,6 @@ def escape_mentions(text: str) -> str:
     The bracket becomes a full-width one: it looks alike, and no parser takes it for a tag.
     """
     return _AT_TAG.sub("\uff1c", text) if "<" in text else text
-
-
-def holds_markdown(text: str) -> bool:
-    """Return whether ``text`` is written with Markdown that would look raw as plain text."""
-    return _MARKDOWN.search(text) is not None
 
 
 def text_content(text: str) -> str:

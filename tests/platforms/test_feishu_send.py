@@ -17,7 +17,8 @@ from feishu_bot.errors import ConfigError, DeliveryError, RetryLater, Undelivera
 from feishu_bot.model import ChatType, Outgoing, Target
 from feishu_bot.platforms.base import PlatformContext
 from feishu_bot.platforms.feishu import Feishu, FeishuSettings
-from feishu_bot.platforms.feishu_content import escape_mentions, holds_markdown, outgoing_content
+from feishu_bot.platforms.feishu_content import escape_mentions, outgoing_content
+from feishu_bot.platforms.markdown import holds_markdown
 from feishu_bot.testing.feishu import BOT_OPEN_ID, Failure, FakeFeishu
 
 SECRETS = ["app-secret-current", "app-secret-old"]
