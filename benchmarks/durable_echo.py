@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from benchmarks.load import write_requests
-from benchmarks.processes import ROOT, free_port, get_json, process, run_load
+from benchmarks.processes import ROOT, cpu_seconds, free_port, get_json, process, run_load
 from feishu_bot.testing.feishu import sign_and_encrypt, text_event
 
 FLOOR, GOAL = 0.05, 0.1
@@ -44,7 +44,7 @@ def make_bodies(count: int, salt: str) -> list[tuple[dict[str, str], bytes]]:
         event = text_event(
             f"第 {n} 条消息：今天的天气怎么样？",
             message_id=f"om_{salt}_{n}",
-            sender_open_id=f"ou_user_{n % USERS}",
+            open_id=f"ou_user_{n % USERS}",
             chat_id=f"oc_chat_{n % USERS}",
         )
         headers, body = sign_and_encrypt(event, encrypt_key=KEY)
@@ -66,9 +66,10 @@ def durable_rate(
     run = [str(ROOT / "bot.py"), "run", "--config", str(config)]
     if profile is not None:
         run = ["-m", "cProfile", "-o", str(profile), *run]
-    with process(fake, platform, folder / "fake.log"), process(run, port, folder / "server.log"):
+    with process(fake, platform, folder / "fake.log"), process(run, port, folder / "server.log") as server:
         while get_json(f"http://127.0.0.1:{port}/readyz").get("status") == "unavailable":
             time.sleep(0.05)
+        used = cpu_seconds(server)
         start = time.perf_counter()
         sent = run_load(file, port)
         deadline = time.monotonic() + 120
@@ -77,7 +78,13 @@ def durable_rate(
                 raise RuntimeError("not everything was answered within 120 s")
             time.sleep(0.01)
         seconds = time.perf_counter() - start
-    return {"rate": count / seconds, "ack_p99_ms": sent["p99_ms"], "answered": sent["answered"]}
+        used = cpu_seconds(server) - used
+    return {
+        "rate": count / seconds,
+        "cpu_ms": used / count * 1000,
+        "ack_p99_ms": sent["p99_ms"],
+        "answered": sent["answered"],
+    }
 
 
 def bare_rate(folder: Path, file: Path, count: int) -> float:
@@ -109,7 +116,7 @@ def main(argv: list[str] | None = None) -> float:
         ratios.append(durable["rate"] / bare)
         sys.stdout.write(
             f"  run {number + 1}: durable {durable['rate']:.0f}/s  bare {bare:.0f}/s  "
-            f"ratio {ratios[-1]:.3f}  acknowledged p99 {durable['ack_p99_ms']:.0f} ms (closed loop)\n"
+            f"ratio {ratios[-1]:.3f}  server {durable['cpu_ms']:.2f} ms CPU each  acknowledged p99 {durable['ack_p99_ms']:.0f} ms (closed loop)\n"
         )
     ratio = statistics.median(ratios)
     verdict = "goal reached" if ratio >= GOAL else "floor reached" if ratio >= FLOOR else "BELOW THE FLOOR"

@@ -11,6 +11,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 if TYPE_CHECKING:
@@ -60,10 +61,23 @@ def _wait(port: int, child: subprocess.Popen[bytes], log: Path) -> None:
     raise RuntimeError(f"did not start: {log.read_text(errors='replace')[-2000:]}")
 
 
+def cpu_seconds(child: subprocess.Popen[bytes]) -> float:
+    """Return the processor time a process has used; 0.0 where the system does not tell (no /proc)."""
+    try:
+        fields = Path(f"/proc/{child.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def get_json(url: str) -> Any:
-    """Fetch JSON from loopback."""
-    with urlopen(url, timeout=10) as response:
-        return json.load(response)
+    """Fetch JSON from loopback, whatever the status."""
+    try:
+        with urlopen(url, timeout=10) as response:
+            return json.load(response)
+    except HTTPError as error:
+        with error:
+            return json.load(error)
 
 
 def run_load(file: Path, port: int, *, connections: int = 64, rate: float | None = None) -> dict[str, float]:

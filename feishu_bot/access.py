@@ -55,7 +55,7 @@ class Access:
         return self._default or self._allow.match(message)
 
     def is_admin(self, message: InboundMessage) -> bool:
-        return message.person in self._admins or message.user_key in self._admins
+        return bool(self._admins) and (message.person in self._admins or message.user_key in self._admins)
 
 
 def applies(match: MatchSettings | None, message: InboundMessage) -> bool:

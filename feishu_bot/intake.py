@@ -60,7 +60,8 @@ class Intake:
         """
         if not messages:
             return []
-        arrivals = [self._arrival(await self._counted(_clean(m))) for m in messages]
+        cleaned = [_clean(m) for m in messages]
+        arrivals = [self._arrival(m, await self._tokens(m)) for m in cleaned]
         results = await self._store.receive(arrivals)
         for arrival, result in zip(arrivals, results, strict=True):
             if result is Recorded.REPEAT:
@@ -73,17 +74,15 @@ class Intake:
                 self.counts.ignored += 1
         return results
 
-    async def _counted(self, message: InboundMessage) -> InboundMessage:
+    async def _tokens(self, message: InboundMessage) -> int | None:
         """Count the text's tokens, once and for all."""
-        if not message.text or message.tokens is not None:
-            return message
+        if not message.text:
+            return None
         if len(message.text) <= _COUNT_INLINE:
-            tokens = count_tokens(message.text, self._model)
-        else:
-            tokens = await asyncio.to_thread(count_tokens, message.text, self._model)
-        return replace(message, tokens=tokens)
+            return count_tokens(message.text, self._model)
+        return await asyncio.to_thread(count_tokens, message.text, self._model)
 
-    def _arrival(self, message: InboundMessage) -> Arrival:
+    def _arrival(self, message: InboundMessage, tokens: int | None) -> Arrival:
         reason = self._not_for_us(message)
         key = _bounded(message.event_key)
         if reason is None:
@@ -91,10 +90,10 @@ class Intake:
                 message.account,
                 key,
                 self.lane_of(message),
-                message.to_json(),
+                message.to_json(tokens=tokens),
                 reply_before=message.reply_before_ms,
             )
-        bare = replace(message, text="", sender_name="", mentions=(), attachments=(), extra={}, tokens=None)
+        bare = replace(message, text="", sender_name="", mentions=(), attachments=(), extra={})
         if reason == "not addressed":
             key += SEEN
         return Arrival(

@@ -149,9 +149,9 @@ class InboundMessage:
     def person(self) -> str:
         return person_key(self.account, self.sender_id)
 
-    def to_json(self) -> str:
-        """Serialise what differs from the defaults; ``from_json`` reads it back."""
-        out: dict[str, Any] = {}
+    def to_json(self, *, tokens: int | None = None) -> str:
+        """Serialise what differs from the defaults; ``from_json`` reads it back. ``tokens``: of the text."""
+        out: dict[str, Any] = {} if tokens is None else {"tokens": tokens}
         for name, default in _INBOUND_DEFAULTS:
             value = getattr(self, name)
             if value != default:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from uuid import uuid4
 from zoneinfo import ZoneInfo
 
@@ -18,7 +18,7 @@ import orjson
 from feishu_bot.access import Access, applies
 from feishu_bot.commands import CommandTable
 from feishu_bot.errors import BudgetExceeded
-from feishu_bot.hooks import BudgetView, Context, ConversationView, Reply, StoredMessage
+from feishu_bot.hooks import BudgetView, Context, ConversationView, Reply
 from feishu_bot.model import CallUsage, ChatType, End, InboundMessage, Target, make_key
 from feishu_bot.split import fit_text
 from feishu_bot.store import budgets as ledger
@@ -44,10 +44,12 @@ if TYPE_CHECKING:
     from feishu_bot.ai.agent import Agent, AgentAnswer, CallPlan
     from feishu_bot.commands import ParsedCommand
     from feishu_bot.config import BotSettings
+    from feishu_bot.hooks import StoredMessage
     from feishu_bot.model import BudgetRefusal
     from feishu_bot.platforms.base import Platform
     from feishu_bot.plugins import Plugins
     from feishu_bot.store.store import Store
+    from feishu_bot.windows import Window
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +108,7 @@ class Pipeline:
             None if self._chat.answer_within is None else int(self._chat.answer_within.total_seconds() * 1000)
         )
         self._tenants = {account: platform.settings.tenant for account, platform in platforms.items()}
+        self._windows: dict[Window, tuple[int, int | None]] = {}
         self._commands = CommandTable(self._chat.command_prefix, self._chat.language, [])
         self.history_turns = settings.ai.conversation_persistence.max_history_turns if self._keeps else 0
 
@@ -144,9 +147,7 @@ class Pipeline:
         decision = self._decide(message, attempt, received_at, now_ms)
         if decision.kind != "answer" or not self._settings.ai.enabled:
             return Planned(decision)
-        call = self._agent.plan(
-            [(row.role, row.content, row.tokens) for row in history], message.text, message.tokens or 0
-        )
+        call = self._agent.plan(history, message.text, message.tokens or 0)
         return Planned(
             replace(decision, call=call),
             PlannedCall(call.model, call.prompt_tokens, call.reserve_tokens, self._charges(message, now_ms)),
@@ -187,9 +188,16 @@ class Pipeline:
         charges = []
         for budget in self._settings.budgets:
             if applies(budget.match, message):
-                start, end = window_bounds(budget.window, now_ms, self._zone)
+                start, end = self._bounds(budget.window, now_ms)
                 charges.append(Charge(budget.name, message.person, start, budget.limit_tokens, end))
         return tuple(charges)
+
+    def _bounds(self, window: Window, now_ms: int) -> tuple[int, int | None]:
+        """Return a window's bounds; the calendar is asked once per window, not once per message."""
+        known = self._windows.get(window)
+        if known is None or now_ms < known[0] or (known[1] is not None and now_ms >= known[1]):
+            known = self._windows[window] = window_bounds(window, now_ms, self._zone)
+        return known
 
     # ------------------------------------------------------------------------------------------ answering
 
@@ -219,7 +227,7 @@ class Pipeline:
         command = self._commands.find(parsed.name)
         shown = self._chat.command_prefix + parsed.name
         if command is None:
-            nearest = self._commands.nearest(parsed.name)
+            nearest = self._commands.nearest(parsed.name, is_admin=context.is_admin)
             hint = self._say("nearest", command=self._chat.command_prefix + nearest) if nearest else ""
             reply: Reply | None = Reply(self._say("unknown_command", command=shown, nearest=hint))
         elif command.admin_only and not context.is_admin:
@@ -403,7 +411,7 @@ class Pipeline:
             conversation=None
             if state is None
             else ConversationView(state.id, state.title, state.message_count, state.total_tokens),
-            history=[StoredMessage(r.role, r.content, r.tokens) for r in work.history],
+            history=cast("Sequence[StoredMessage]", work.history),  # rows with the same fields
             commands=self._commands.commands,
             is_admin=self._access.is_admin(message),
         )

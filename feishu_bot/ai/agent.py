@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from feishu_bot.ai.chat_model import ChatModel
+    from feishu_bot.ai.history import HistoryRow
     from feishu_bot.config import AISettings
     from feishu_bot.model import BudgetRefusal
 
@@ -114,7 +115,7 @@ class Agent:
 
     def plan(
         self,
-        history_rows: Sequence[tuple[str, str, int]],
+        history_rows: Sequence[HistoryRow],
         user_text: str,
         user_tokens: int,
         *,
@@ -122,7 +123,7 @@ class Agent:
     ) -> CallPlan:
         """Return the first call for a user's text.
 
-        ``history_rows`` are ``(role, content, tokens)``, oldest first; rows stored without a count are counted.
+        ``history_rows`` begin with role, content and tokens, oldest first; those stored without a count are counted.
         ``model`` stands in for the configured one, e.g. where a budget degrades. No I/O.
         """
         settings = self._settings
@@ -131,10 +132,7 @@ class Agent:
         head_counts = self._head_counts(name)
         persistence = settings.conversation_persistence
         history = choose_history(
-            [
-                row if row[2] or not row[1] else (row[0], row[1], count_tokens(row[1], name))
-                for row in history_rows
-            ],
+            _counted(history_rows, name),
             max_turns=persistence.max_history_turns,
             max_tokens=persistence.max_history_tokens,
             room=self._room(name, (*head_counts, user_tokens)),
@@ -316,6 +314,13 @@ class _Tries:
 
     def next_fallback(self) -> str | None:
         return next(self._fallbacks, None)
+
+
+def _counted(rows: Sequence[HistoryRow], model: str) -> Sequence[HistoryRow]:
+    """Return the rows, those without a count counted (the library stores what its caller says)."""
+    if all(row[2] or not row[1] for row in rows):
+        return rows
+    return [row if row[2] or not row[1] else (row[0], row[1], count_tokens(row[1], model)) for row in rows]
 
 
 def _booked(plan: CallPlan, call: int) -> CallUsage:

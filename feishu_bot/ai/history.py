@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from feishu_bot.ai.chat_model import Role
 
 
+# A row begins with role, content and tokens; what follows is its owner's.
+HistoryRow = tuple[str, str, int] | tuple[str, str, int, int]
+
+
 @dataclass(frozen=True, slots=True)
 class History:
     """What was chosen, oldest first. ``counts`` are the tokens of each message, without its framing."""
@@ -28,7 +32,7 @@ class History:
 
 
 def choose_history(
-    rows: Sequence[tuple[str, str, int]],
+    rows: Sequence[HistoryRow],
     *,
     max_turns: int,
     max_tokens: int,
@@ -36,38 +40,47 @@ def choose_history(
 ) -> History:
     """Return the newest whole turns that fit, without a hole: the first that does not fit ends the choice.
 
-    ``rows`` are ``(role, content, tokens)``, oldest first. A turn is a user message and all that follows until
+    ``rows`` begin with role, content and tokens, oldest first. A turn is a user message and all that follows until
     the next one; rows before the first user message belong to none and are left out, as is a tool row that
     follows neither the assistant message that called the tool nor another tool row of it. ``max_tokens`` bounds
     the contents; ``room``, what is left of the model's window, bounds contents and framing.
     """
-    turns: list[list[tuple[str, str, int]]] = []
-    used = framed = 0
-    end = len(rows)
-    for start in range(len(rows) - 1, -1, -1):
-        if len(turns) >= max_turns:
+    start, used, framed = len(rows), 0, 0
+    turns = tokens = count = 0
+    tools = False
+    for index in range(len(rows) - 1, -1, -1):
+        if turns >= max_turns:
             break
-        if rows[start][0] != "user":
+        role = rows[index][0]
+        tokens += rows[index][2]
+        count += 1
+        tools = tools or role == "tool"
+        if role != "user":
             continue
-        turn = _with_calls(rows[start:end])
-        used += sum(row[2] for row in turn)
-        framed += TOKENS_PER_MESSAGE * len(turn)
+        if tools:  # rare enough to look at the turn again
+            kept = _with_calls(rows[index : index + count])
+            tokens, count_kept = sum(row[2] for row in kept), len(kept)
+        else:
+            count_kept = count
+        used += tokens
+        framed += TOKENS_PER_MESSAGE * count_kept
         if used > max_tokens or (room is not None and used + framed > room):
             break
-        turns.append(turn)
-        end = start
-    chosen = [row for turn in reversed(turns) for row in turn]
+        start = index
+        turns += 1
+        tokens = count = 0
+    chosen = _with_calls(rows[start:]) if tools else rows[start:]
     return History(
-        tuple([ChatMessage(cast("Role", role), content) for role, content, _ in chosen]),
-        tuple([tokens for _, _, tokens in chosen]),
+        tuple([ChatMessage(cast("Role", row[0]), row[1]) for row in chosen]),
+        tuple([row[2] for row in chosen]),
     )
 
 
-def _with_calls(turn: Sequence[tuple[str, str, int]]) -> list[tuple[str, str, int]]:
+def _with_calls(turn: Sequence[HistoryRow]) -> list[HistoryRow]:
     """Return the turn without tool rows that follow no call; models refuse a prompt that holds one."""
-    kept: list[tuple[str, str, int]] = []
+    kept: list[HistoryRow] = []
     for row in turn:
-        if row[0] == "tool" and kept[-1][0] not in {"assistant", "tool"}:
+        if row[0] == "tool" and (not kept or kept[-1][0] not in {"assistant", "tool"}):
             continue
         kept.append(row)
     return kept

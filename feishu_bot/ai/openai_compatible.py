@@ -12,7 +12,7 @@ import aiohttp
 import orjson
 from yarl import URL
 
-from feishu_bot.ai.chat_model import TextDelta
+from feishu_bot.ai.chat_model import ChatMessage, TextDelta
 from feishu_bot.ai.completion import Completion, clean_reason, http_error
 from feishu_bot.errors import ConfigError, ModelError
 from feishu_bot.network import proxy_for, ssl_context
@@ -20,7 +20,7 @@ from feishu_bot.network import proxy_for, ssl_context
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from feishu_bot.ai.chat_model import ChatMessage, ChatRequest, ModelEvent
+    from feishu_bot.ai.chat_model import ChatRequest, ModelEvent
     from feishu_bot.config import NetworkSettings, Secrets
 
 OPENAI_HOST: Final = "api.openai.com"
@@ -187,7 +187,7 @@ def _as_user(message: ChatMessage) -> ChatMessage:
     """Return a stored tool result as something said to the model: a bare "tool" message is refused."""
     if message.role != "tool":
         return message
-    return replace(message, role="user", content=f"[tool result]\n{message.content}")
+    return ChatMessage("user", f"[tool result]\n{message.content}")
 
 
 def _whole(text: str) -> str:

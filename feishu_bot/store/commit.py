@@ -10,7 +10,7 @@ from sqlalchemy import Row, bindparam, case, delete, func, insert, select, updat
 
 from feishu_bot.errors import LeaseLost
 from feishu_bot.model import CallUsage, End
-from feishu_bot.store import budgets
+from feishu_bot.store import budgets, search
 from feishu_bot.store.engine import insert_ignore
 from feishu_bot.store.history import ROWS_PER_TURN, HistoryCache
 from feishu_bot.store.inbox import ANY_OPEN, LEASE_MS, count_ends, ledger_of
@@ -283,6 +283,7 @@ def _change_conversations(tx: Transaction, live: list[_Item], cache: HistoryCach
             tx.connection.execute(_ARCHIVE, {"cid": conversation.id})
         else:
             now = datetime.fromtimestamp(tx.now_ms / 1000, UTC)
+            search.remove_conversation(tx.connection, tx.kind, conversation.id)
             tx.connection.execute(_DELETE_MESSAGES, {"cid": conversation.id})
             tx.connection.execute(_CLEAR, {"cid": conversation.id, "now": now})
         tx.after_commit.append(lambda cid=conversation.id: cache.drop(cid))  # type: ignore[misc]
@@ -315,6 +316,7 @@ def _store_messages(
                 "metadata_json": m.metadata_json,
                 "save_key": m.save_key,
                 "timestamp": now,
+                "search_terms": search.column_value(tx.kind, m.content),
             }
             for n, m in enumerate(new, start=1)
         ]
@@ -328,13 +330,14 @@ def _store_messages(
                 "new_title": item.outcome.conversation.title if item.outcome.conversation else None,
             }
         )
-        tail = [HistoryRow(r["seq"], r["role"], r["content"], r["tokens"]) for r in item.new_rows]
+        tail = [HistoryRow(r["role"], r["content"], r["tokens"], r["seq"]) for r in item.new_rows]
         tx.after_commit.append(
             lambda c=conversation, t=tail: _carry(cache, c, t, keep=keep_turns * ROWS_PER_TURN)  # type: ignore[misc]
         )
     if not rows:
         return {}
     tx.connection.execute(_INSERT_MESSAGES, rows)
+    search.index_inserted(tx.connection, tx.kind, [row["content"] for row in rows])
     tx.connection.execute(_APPEND, sorted(updates, key=lambda u: u["cid"]))
     return _message_ids(tx, live)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,6 @@ from sqlalchemy.exc import (
     DBAPIError,
     IntegrityError,
     NoSuchModuleError,
-    NotSupportedError,
-    ProgrammingError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -172,8 +171,8 @@ def _open_sqlite(url: URL, *, echo: bool) -> Engine:
 # ------------------------------------------------------------------------------------------- error mapping
 
 # SQLSTATEs and numbers after which the same transaction may succeed if it is simply run again.
-_RETRY_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
-_RETRY_MARIADB = frozenset({1205, 1213, 1020, 1412})
+_RETRY_SQLSTATES = frozenset({"40001", "40P01", "55P03", "57014"})
+_RETRY_MARIADB = frozenset({1205, 1213, 1020, 1412, 1969})
 # Connection was killed, server is shutting down: SQLAlchemy knows only those of MySQL.
 _GONE_MARIADB = frozenset({1053, 1927})
 
@@ -207,8 +206,8 @@ def is_conflict(error: BaseException) -> bool:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Say whether the database will never take this change: a value or a rule is wrong, not the database."""
-    return isinstance(error, DataError | IntegrityError | ProgrammingError | NotSupportedError)
+    """Say whether the database will never take this change: a value is wrong with it, not the database."""
+    return isinstance(error, DataError | IntegrityError)
 
 
 def is_hopeless(error: BaseException) -> bool:
@@ -257,6 +256,7 @@ def store_errors() -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------- statements
 
 
+@cache  # built once per table, not once per batch
 def insert_ignore(kind: str, table: Table, unique: Sequence[str]) -> Insert:
     """Return an insert that leaves an existing row with the same ``unique`` columns as it is."""
     if kind == "mariadb":
@@ -282,11 +282,13 @@ def _insert_or_set(
     return on_sqlite.on_conflict_do_update(index_elements=list(unique), set_=new_values(on_sqlite.excluded))
 
 
+@cache  # built once per table, not once per batch
 def insert_add(kind: str, table: Table, unique: Sequence[str], add: Sequence[str]) -> Insert:
     """Return an insert that, where the row exists, adds the given numbers to it."""
     return _insert_or_set(kind, table, unique, lambda new: {c: table.c[c] + new[c] for c in add})
 
 
+@cache  # built once per table, not once per batch
 def insert_fill(kind: str, table: Table, unique: Sequence[str], fill: Sequence[str]) -> Insert:
     """Return an insert that, where the row exists, fills the given columns only if they are null."""
     return _insert_or_set(

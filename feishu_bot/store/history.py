@@ -96,7 +96,7 @@ def load_tails(
     while missing:
         found: dict[int, list[HistoryRow]] = {i: [] for i in missing}
         for row in tx.connection.execute(_TAILS, {"ids": list(missing), "span": span}):
-            found[row[0]].append(HistoryRow(row[1], row[2], row[3], row[4]))
+            found[row[0]].append(HistoryRow(row[2], row[3], row[4], row[1]))
         span *= 8
         for conversation_id, rows in found.items():
             state = missing[conversation_id]

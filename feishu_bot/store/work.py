@@ -82,10 +82,10 @@ class ConversationState:
 class HistoryRow(NamedTuple):
     """One stored message, as a prompt needs it."""
 
-    seq: int
     role: str
     content: str
     tokens: int
+    seq: int
 
 
 @dataclass(frozen=True, slots=True)

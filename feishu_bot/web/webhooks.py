@@ -119,6 +119,8 @@ async def read_body(request: web.Request) -> bytes:
     limit = request.client_max_size
     if request.content_length is not None and request.content_length > limit:
         raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=request.content_length)
+    if request.content.is_eof():  # all of it has come with the headers: nothing to wait for
+        return await request.read()
     try:
         async with asyncio.timeout(READ_TIMEOUT_S):
             return await request.read()
