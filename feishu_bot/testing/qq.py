@@ -1,0 +1,518 @@
+"""QQ's official bot API on loopback, for tests, benchmarks and demonstrations, and events as the platform sends them.
+
+It keeps the limits of the real one: five replies to a message, within its window, each ``msg_seq`` once; tokens that
+end; no message without one to reply to; no address that is not registered; Markdown only where granted. It can be
+told to fail in every way a network and a platform fail, and remembers what a chat's members would see. Run alone:
+``python -m feishu_bot.testing.qq --port 9000``; then ``GET /_visible`` shows the messages and ``POST /_control``
+takes ``{"down": true}``, ``{"expire_tokens": true}``, ``{"markdown": true}`` or ``{"fail": {"times": 2, "code": 22009}}``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import os
+import re
+import signal
+import sys
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import orjson
+from aiohttp import web
+
+from feishu_bot.platforms.qq import signing_key
+from feishu_bot.testing.feishu import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+USER_OPENID = "E4F4AEA33253A2797FB897C50B81D7ED"
+MEMBER_OPENID = "B0B0AEA33253A2797FB897C50B81D7ED"
+GROUP_OPENID = "C9F778FE6ADF9D1D1DBE395BF744A33A"
+BOT_OPENID = "AA11AEA33253A2797FB897C50B81D7ED"
+GUILD_USER = "1234"
+GUILD_BOT = "1234567890"
+CHANNEL_ID = "100010"
+GUILD_ID = "18700000000001"
+
+_TOKEN_PATH = "/app/getAppAccessToken"  # noqa: S105 - a path, no secret
+_MESSAGES = re.compile(r"/(v2/users|v2/groups|channels|dms)/([^/]+)/messages")
+_WINDOWS_S = {"v2/users": 3600.0, "v2/groups": 300.0, "channels": 300.0, "dms": 300.0}
+_MAX_REPLIES = 5
+_NEW_TOKEN_S = 60.0  # with less than this left a new token is given; the old one works on until its end
+_LINK = re.compile(r"\w\.[A-Za-z]{2,}|[A-Za-z]://")
+_BEIJING = timezone(timedelta(hours=8))
+
+
+# -------------------------------------------------------------------------------------------------- events
+
+
+def sign(body: bytes, *, secret: str, timestamp: int | str | None = None) -> dict[str, str]:
+    """Return the headers that prove ``body``. ``timestamp``: Unix seconds, now when None."""
+    stamp = str(int(time.time()) if timestamp is None else timestamp)
+    return {
+        "Content-Type": "application/json",
+        "User-Agent": "QQBot-Callback",
+        "X-Bot-Appid": "102000001",
+        "X-Signature-Timestamp": stamp,
+        "X-Signature-Ed25519": signing_key(secret).sign(stamp.encode() + body).hex(),
+    }
+
+
+def signed_event(
+    event: Mapping[str, Any] | bytes, *, secret: str, timestamp: int | str | None = None
+) -> tuple[dict[str, str], bytes]:
+    """Return headers and body of ``event`` as QQ posts it."""
+    body = event if isinstance(event, bytes) else orjson.dumps(event)
+    return sign(body, secret=secret, timestamp=timestamp), body
+
+
+def validation_event(
+    *,
+    plain_token: str = "Arq0D5A61EgUu4OxUvOp",  # noqa: S107 - the documentation's own example, no secret
+    event_ts: str | None = None,
+) -> dict[str, Any]:
+    """Return the check of a callback address."""
+    return {"d": {"plain_token": plain_token, "event_ts": event_ts or str(int(time.time()))}, "op": 13}
+
+
+def make_event(data: Mapping[str, Any], *, event_type: str, event_id: str | None = None) -> dict[str, Any]:
+    """Return ``data`` in the envelope of a dispatched event."""
+    found = event_id or f"{event_type}:{os.urandom(8).hex()}"
+    return {"id": found, "op": 0, "s": 1, "t": event_type, "d": dict(data)}
+
+
+def _said(message_id: str | None, at: float | None, content: str) -> dict[str, Any]:
+    instant = datetime.fromtimestamp(time.time() if at is None else at, UTC).astimezone(_BEIJING)
+    return {
+        "id": message_id or "ROBOT1.0_" + os.urandom(12).hex(),
+        "content": content,
+        "timestamp": instant.isoformat(timespec="seconds"),
+    }
+
+
+def private_event(
+    text: str,
+    *,
+    user: str = USER_OPENID,
+    message_id: str | None = None,
+    at: float | None = None,
+    event_id: str | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """Return a message of a private chat. ``at``: Unix seconds; ``more``: further fields of the message."""
+    data = {
+        **_said(message_id, at, text),
+        "author": {"id": user, "user_openid": user, "union_openid": user},
+        "message_type": 0,
+        **more,
+    }
+    return make_event(data, event_type="C2C_MESSAGE_CREATE", event_id=event_id)
+
+
+def group_event(
+    text: str,
+    *,
+    member: str = MEMBER_OPENID,
+    group: str = GROUP_OPENID,
+    message_id: str | None = None,
+    at: float | None = None,
+    event_id: str | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """Return a group message that mentions the bot, whose mention the platform has taken out."""
+    data = {
+        **_said(message_id, at, " " + text),
+        "group_id": group,
+        "group_openid": group,
+        "author": {"id": member, "member_openid": member, "bot": False, "member_role": "member"},
+        **more,
+    }
+    return make_event(data, event_type="GROUP_AT_MESSAGE_CREATE", event_id=event_id)
+
+
+def full_group_event(
+    text: str,
+    *,
+    mention_bot: bool = False,
+    name: str = "张三",
+    mentions: Sequence[Mapping[str, Any]] = (),
+    **options: Any,
+) -> dict[str, Any]:
+    """Return any group message, as a bot with the full-group permission gets it; ``options``: as ``group_event``."""
+    event = group_event(text, **options)
+    data = event["d"]
+    named = [dict(m) for m in mentions]
+    if mention_bot:
+        named.insert(0, mention(BOT_OPENID, name="bot", bot=True, is_you=True))
+        text = f"<@{BOT_OPENID}> {text}"
+    data["content"] = text
+    data["author"]["username"] = name
+    data["mentions"] = named
+    kind = "GROUP_MESSAGE_CREATE"
+    return {**event, "id": options.get("event_id") or f"{kind}:{os.urandom(8).hex()}", "t": kind}
+
+
+def mention(openid: str, *, name: str = "", bot: bool = False, is_you: bool = False) -> dict[str, Any]:
+    """Return one entry of a group message's ``mentions``."""
+    return {
+        "scope": "single",
+        "id": openid,
+        "member_openid": openid,
+        "username": name,
+        "bot": bot,
+        "is_you": is_you,
+    }
+
+
+def channel_event(
+    text: str,
+    *,
+    direct: bool = False,
+    user: str = GUILD_USER,
+    channel: str = CHANNEL_ID,
+    guild: str = GUILD_ID,
+    message_id: str | None = None,
+    at: float | None = None,
+    event_id: str | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """Return a guild channel's message that mentions the bot, or one of a guild's ``direct`` chats."""
+    content = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    data = {
+        **_said(message_id, at, content if direct else f"<@!{GUILD_BOT}> {content}"),
+        "channel_id": channel,
+        "guild_id": guild,
+        "author": {"id": user, "username": "abc", "avatar": "", "bot": False},
+        "member": {"joined_at": "2021-04-12T16:34:42+08:00", "nick": "abc", "roles": ["1"]},
+    }
+    if direct:
+        data |= {"direct_message": True, "src_guild_id": "9900"}
+    else:
+        data["mentions"] = [{"id": GUILD_BOT, "username": "bot", "bot": True}]
+    event_type = "DIRECT_MESSAGE_CREATE" if direct else "AT_MESSAGE_CREATE"
+    return make_event({**data, **more}, event_type=event_type, event_id=event_id)
+
+
+def button_event(data: str, *, user: str = USER_OPENID, event_id: str | None = None) -> dict[str, Any]:
+    """Return the press of a button in a private chat."""
+    pressed = {
+        "id": os.urandom(16).hex(),
+        "type": 11,
+        "version": 1,
+        "scene": "c2c",
+        "chat_type": 2,
+        "user_openid": user,
+        "application_id": "102000001",
+        "data": {"type": 11, "resolved": {"button_data": data, "button_id": "1"}},
+    }
+    return make_event(pressed, event_type="INTERACTION_CREATE", event_id=event_id)
+
+
+# -------------------------------------------------------------------------------------------------- server
+
+
+@dataclass(frozen=True, slots=True)
+class VisibleMessage:
+    """A message as the members of a chat see it. ``at``: Unix seconds of its acceptance.
+
+    ``where``: ``v2/users``, ``v2/groups``, ``channels`` or ``dms``; ``chat`` is the id in the path; ``body`` is the
+    whole request.
+    """
+
+    message_id: str
+    where: str
+    chat: str
+    msg_id: str | None
+    msg_seq: int | None
+    msg_type: int
+    text: str
+    at: float
+    body: Mapping[str, Any]
+
+
+class FakeQQ:
+    """QQ's bot API on loopback; ``async with FakeQQ() as fake`` runs it at ``fake.url``.
+
+    ``visible`` holds what was sent, in order; ``requests`` the calls as ``(method, path)``. ``down = True`` answers
+    503 to everything. A message that it was not told of (``know_message``) is taken to have been said when it is
+    first replied to, unless ``strict``. Without ``app_secret`` every app is let in. ``keep`` bounds what is
+    remembered.
+    """
+
+    def __init__(
+        self,
+        *,
+        app_secret: str | None = None,
+        token_lifetime_s: float = 7200.0,
+        markdown: bool = False,
+        filter_links: bool = True,
+        proactive: bool = False,
+        strict: bool = False,
+        keep: int | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.app_secret = app_secret
+        self.token_lifetime_s = token_lifetime_s
+        self.markdown = markdown
+        self.filter_links = filter_links
+        self.proactive = proactive
+        self.strict = strict
+        self.down = False
+        self.visible: deque[VisibleMessage] = deque(maxlen=keep)
+        self.requests: deque[tuple[str, str]] = deque(maxlen=keep)
+        self.accepted = 0
+        self.folded = 0
+        self.token_calls = 0
+        self.url = ""
+        self._keep = keep
+        self._clock = clock
+        self._failures: dict[str, deque[Failure]] = {"token": deque(), "messages": deque()}
+        self._tokens: dict[str, float] = {}
+        self._token = ""
+        self._said_at: dict[str, float] = {}
+        self._seqs: dict[str, set[int]] = {}
+        self._numbers = itertools.count(1)
+        self._runner: web.ServerRunner | None = None
+
+    @property
+    def token_url(self) -> str:
+        """Where tokens are given."""
+        return self.url + _TOKEN_PATH
+
+    async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
+        """Listen and return the base URL."""
+        self._runner = web.ServerRunner(web.Server(self._handle), access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host, port)
+        await site.start()
+        self.url = f"http://{host}:{site.port}"
+        return self.url
+
+    async def stop(self) -> None:
+        """Close every connection."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.stop()
+
+    # ------------------------------------------------------------------------------------------- controls
+
+    def fail(
+        self, failure: Failure, *, times: int = 1, on: Literal["messages", "token"] = "messages"
+    ) -> None:
+        """Let the next ``times`` calls of one kind end in ``failure``, after those already scripted."""
+        self._failures[on].extend([failure] * times)
+
+    def expire_tokens(self) -> None:
+        """Refuse every token given out so far with 11244."""
+        self._tokens.clear()
+        self._token = ""
+
+    def know_message(self, message_id: str, said_at: float) -> None:
+        """Tell when a message was said; its reply window begins then."""
+        self._said_at[message_id] = said_at
+
+    def texts(self, chat: str | None = None) -> list[str]:
+        """Return the visible texts, of one chat or of all."""
+        return [m.text for m in self.visible if chat is None or m.chat == chat]
+
+    # -------------------------------------------------------------------------------------------- serving
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        path = request.path
+        if path.startswith("/_"):
+            return await self._own(request)
+        self.requests.append((request.method, path))
+        if self.down:
+            return web.Response(status=503, text="down")
+        body = await request.read()
+        failures = self._failures["token" if path == _TOKEN_PATH else "messages"]
+        if not failures:
+            return _json(*self._answer(request, body))
+        return await self._scripted(failures.popleft(), request, body)
+
+    async def _scripted(self, failure: Failure, request: web.BaseRequest, body: bytes) -> web.Response:
+        if failure.delay_s:
+            await asyncio.sleep(failure.delay_s)
+        if failure.drop:
+            if failure.drop == "after":
+                self._answer(request, body)
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response()
+        if failure.raw is not None:
+            return web.Response(status=failure.status, body=failure.raw, headers=failure.headers)
+        if failure.code is None and failure.status == HTTPStatus.OK:
+            return _json(*self._answer(request, body))
+        answer = _refusal(failure.code or 1, failure.msg)
+        return web.Response(
+            status=failure.status, body=answer, headers=failure.headers, content_type="application/json"
+        )
+
+    def _answer(self, request: web.BaseRequest, body: bytes) -> tuple[int, bytes]:
+        if request.path == _TOKEN_PATH:
+            return self._give_token(body)
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme != "QQBot" or self._tokens.get(token, 0) <= self._clock():
+            return 401, _refusal(11244, "token not exist or expire")
+        route = _MESSAGES.fullmatch(request.path)
+        if request.method != "POST" or route is None:
+            return 404, _refusal(10001, "no such interface")
+        return self._take(route[1], route[2], _object(body))
+
+    def _give_token(self, body: bytes) -> tuple[int, bytes]:
+        self.token_calls += 1
+        asked = _object(body)
+        if not asked.get("appId") or (
+            self.app_secret is not None and asked.get("clientSecret") != self.app_secret
+        ):
+            return 200, _refusal(100016, "invalid appid or secret")
+        now = self._clock()
+        if self._tokens.get(self._token, 0) - now < _NEW_TOKEN_S:
+            self._token = "fake-" + os.urandom(12).hex()
+            self._tokens[self._token] = now + self.token_lifetime_s
+        left = int(self._tokens[self._token] - now)
+        return 200, orjson.dumps({"access_token": self._token, "expires_in": str(left)})
+
+    def _take(self, where: str, chat: str, sent: dict[str, Any]) -> tuple[int, bytes]:
+        msg_type = sent.get("msg_type", 0)
+        text = _shown(sent, msg_type)
+        msg_id, seq = sent.get("msg_id"), sent.get("msg_seq", 1)
+        if not text:
+            return 400, _refusal(50006, "message is empty")
+        refusal = self._refused_content(where, msg_type, text)
+        if refusal is None:
+            refusal = self._refused_reply(where, msg_id, seq)
+        if refusal is not None:
+            return 400, refusal
+        now = self._clock()
+        message_id = f"ROBOT1.0_fake_{next(self._numbers)}"
+        if isinstance(msg_id, str):
+            self._seqs.setdefault(msg_id, set()).add(seq)
+            if self._keep is not None and len(self._seqs) > self._keep:
+                del self._seqs[next(iter(self._seqs))]
+        self.visible.append(VisibleMessage(message_id, where, chat, msg_id, seq, msg_type, text, now, sent))
+        self.accepted += 1
+        stamp = datetime.fromtimestamp(now, UTC).astimezone(_BEIJING).isoformat(timespec="seconds")
+        return 200, orjson.dumps({"id": message_id, "timestamp": stamp})
+
+    def _refused_content(self, where: str, msg_type: int, text: str) -> bytes | None:
+        if msg_type == 2 and (not self.markdown or where in {"channels", "dms"}):  # noqa: PLR2004  # Markdown
+            return _refusal(40034012, "不允许发送原生 markdown")
+        if self.filter_links and _LINK.search(text):
+            return _refusal(40054010, "不允许发送url")
+        return None
+
+    def _refused_reply(self, where: str, msg_id: object, seq: object) -> bytes | None:
+        if msg_id is None:
+            return None if self.proactive else _refusal(40034102, "主动消息失败, 无权限")
+        if (
+            not isinstance(msg_id, str)
+            or not isinstance(seq, int)
+            or (self.strict and msg_id not in self._said_at)
+        ):
+            return _refusal(40034025, "请求参数msg_id无效或越权")
+        said_at = self._said_at.setdefault(msg_id, self._clock())
+        if self._keep is not None and len(self._said_at) > self._keep:
+            del self._said_at[next(iter(self._said_at))]
+        if self._clock() - said_at > _WINDOWS_S[where]:
+            return _refusal(304027, "回复消息msg_id已过期")
+        used = self._seqs.get(msg_id, ())
+        if seq in used:
+            self.folded += 1
+            return _refusal(40054005, "消息被去重，请检查请求msgseq")
+        return _refusal(22009, "msg limit exceed") if len(used) >= _MAX_REPLIES else None
+
+    async def _own(self, request: web.BaseRequest) -> web.Response:
+        if request.method == "GET" and request.path == "/_visible":
+            state = {
+                "messages": [asdict(m) for m in self.visible],
+                "accepted": self.accepted,
+                "folded": self.folded,
+                "token_calls": self.token_calls,
+            }
+            return _json(200, orjson.dumps(state))
+        if request.method == "POST" and request.path == "/_control":
+            order = _object(await request.read())
+            self.down = bool(order.get("down", self.down))
+            self.markdown = bool(order.get("markdown", self.markdown))
+            if order.get("expire_tokens"):
+                self.expire_tokens()
+            if isinstance(order.get("fail"), dict):
+                scripted = dict(order["fail"])
+                times, on = scripted.pop("times", 1), scripted.pop("on", "messages")
+                self.fail(Failure(**scripted), times=times, on=on)
+            return _json(200, b"{}")
+        return _json(404, b"{}")
+
+
+def _json(status: int, body: bytes) -> web.Response:
+    return web.Response(status=status, body=body, content_type="application/json")
+
+
+def _refusal(code: int, message: str) -> bytes:
+    return orjson.dumps({"message": message, "code": code, "err_code": code, "trace_id": "fake"})
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        value = orjson.loads(body)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _shown(sent: dict[str, Any], msg_type: object) -> str:
+    """Return what a reader sees of a message, ``""`` if QQ would not take it."""
+    markdown = sent.get("markdown")
+    if msg_type == 2:  # noqa: PLR2004  # Markdown
+        text = markdown.get("content") if isinstance(markdown, dict) else None
+    else:
+        text = sent.get("content")
+    return text if isinstance(text, str) else ""
+
+
+async def _run(arguments: argparse.Namespace) -> None:
+    fake = FakeQQ(
+        app_secret=arguments.app_secret,
+        markdown=arguments.markdown,
+        filter_links=not arguments.any_link,
+        keep=arguments.keep,
+    )
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    await fake.start(arguments.host, arguments.port)
+    sys.stdout.write(f"fake QQ at {fake.url}, tokens at {fake.token_url}\n")
+    sys.stdout.flush()
+    await stopped.wait()
+    await fake.stop()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the fake platform until SIGINT or SIGTERM."""
+    parser = argparse.ArgumentParser(description="QQ's official bot API on loopback, for tests.")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free port, which is printed")
+    parser.add_argument("--app-secret", default=None, help="refuse other secrets; default: any is good")
+    parser.add_argument("--markdown", action="store_true", help="Markdown is granted")
+    parser.add_argument("--any-link", action="store_true", help="let every address through")
+    parser.add_argument("--keep", type=int, default=None, help="remember only the last N messages")
+    asyncio.run(_run(parser.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    main()
