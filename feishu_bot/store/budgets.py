@@ -6,21 +6,26 @@ the windows it was reserved in. The rows of ``budget_windows`` that transactions
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from datetime import UTC, datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
-from sqlalchemy import bindparam, delete, insert, select, tuple_, update
+from sqlalchemy import Insert, bindparam, delete, insert, select, tuple_, update
 
 from feishu_bot.model import BudgetRefusal, CallUsage
-from feishu_bot.store.engine import insert_ignore
+from feishu_bot.store.bulk import execute_many
+from feishu_bot.store.engine import insert_add
 from feishu_bot.store.schema import budget_windows, inbox, reservations, usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from feishu_bot.store.work import Charge, PlannedCall, Transaction
+
+log = logging.getLogger(__name__)
 
 WindowKey = tuple[str, str, int]  # budget, key, window_start
 
@@ -30,7 +35,6 @@ _SELECT_WINDOWS = (
     .where(tuple_(*_WINDOW_COLUMNS).in_(bindparam("keys", expanding=True)))
     .order_by(*_WINDOW_COLUMNS)
 )
-_LOCK_WINDOWS = _SELECT_WINDOWS.with_for_update()
 _ADD_TO_WINDOW = (
     update(budget_windows)
     .where(
@@ -60,7 +64,7 @@ _TAKE_RESERVATIONS = (
 )
 _TAKE_CRASHED = _TAKE_RESERVATIONS.where(
     reservations.c.attempt
-    < select(inbox.c.attempts).where(inbox.c.id == reservations.c.inbox_id).scalar_subquery()
+    < select(inbox.c.runs).where(inbox.c.id == reservations.c.inbox_id).scalar_subquery()
 )
 _EXISTING = select(reservations.c.inbox_id, reservations.c.attempt, reservations.c.call).where(
     reservations.c.inbox_id.in_(bindparam("ids", expanding=True))
@@ -69,7 +73,7 @@ _INSERT_USAGE = insert(usage)
 
 
 class CallRequest(NamedTuple):
-    """A call to reserve. ``ledger``: the columns of ``usage`` that say whose call it is."""
+    """A call to reserve; ``attempt`` counts the runs of its message. ``ledger``: the columns of ``usage`` that say whose call it is."""
 
     inbox_id: int
     attempt: int
@@ -81,12 +85,16 @@ class CallRequest(NamedTuple):
 def reserve(tx: Transaction, requests: Sequence[CallRequest]) -> list[BudgetRefusal | None]:
     """Reserve each call against all its budgets, or say which budget refuses it.
 
-    The items are decided in order within the list; a row is updated once, with the sum.
+    The items are decided in order within the list. A row is updated once, with the sum: nobody else sees it, or
+    gets at the row, before what was too much has been taken off again.
     """
-    if not requests:
-        return []
-    balances = _lock_windows(tx, {_key(c) for r in requests for c in r.planned.charges})
     done = _already_reserved(tx, requests)
+    wanted: dict[WindowKey, int] = defaultdict(int)
+    for request in requests:
+        if request[:3] not in done:
+            for charge in request.planned.charges:
+                wanted[_key(charge)] += request.planned.tokens
+    balances = _add_all(tx, wanted)
     added: dict[WindowKey, int] = defaultdict(int)
     rows: list[dict[str, Any]] = []
     answers: list[BudgetRefusal | None] = []
@@ -95,20 +103,7 @@ def reserve(tx: Transaction, requests: Sequence[CallRequest]) -> list[BudgetRefu
         if request[:3] in done:
             answers.append(None)
             continue
-        refusal = None
-        for charge in planned.charges:
-            used, reserved = balances[_key(charge)]
-            reserved += added[_key(charge)]
-            if used + reserved + planned.tokens > charge.limit:
-                refusal = BudgetRefusal(
-                    budget=charge.budget,
-                    used=used,
-                    reserved=reserved,
-                    limit=charge.limit,
-                    wanted=planned.tokens,
-                    ends_ms=charge.ends_ms,
-                )
-                break
+        refusal = _refusal(planned, balances, added)
         answers.append(refusal)
         if refusal is not None:
             continue
@@ -127,16 +122,34 @@ def reserve(tx: Transaction, requests: Sequence[CallRequest]) -> list[BudgetRefu
                 "at": tx.now_ms,
             }
         )
-    _add_to_windows(tx, {k: (0, n) for k, n in added.items()})
+    _add_to_windows(tx, {k: (0, added[k] - n) for k, n in wanted.items()})  # what was refused
     if rows:
-        tx.connection.execute(_INSERT_RESERVATION, rows)
+        execute_many(tx, _INSERT_RESERVATION, rows)
     return answers
 
 
+def _refusal(
+    planned: PlannedCall, balances: Mapping[WindowKey, tuple[int, int]], added: Mapping[WindowKey, int]
+) -> BudgetRefusal | None:
+    for charge in planned.charges:
+        used, reserved = balances[_key(charge)]
+        reserved += added.get(_key(charge), 0)
+        if used + reserved + planned.tokens > charge.limit:
+            return BudgetRefusal(
+                budget=charge.budget,
+                used=used,
+                reserved=reserved,
+                limit=charge.limit,
+                wanted=planned.tokens,
+                ends_ms=charge.ends_ms,
+            )
+    return None
+
+
 def _already_reserved(tx: Transaction, requests: Sequence[CallRequest]) -> set[tuple[int, int, int]]:
-    """Return what an earlier run of the same transaction has reserved, where there may have been one."""
-    if not tx.rerun:
-        return set()
+    """Return what an earlier run of the same transaction has reserved, where there can have been one."""
+    if not tx.rerun and all(r.call == 0 for r in requests):
+        return set()  # the first calls belong to a run that was counted a moment ago
     rows = tx.connection.execute(_EXISTING, {"ids": [r.inbox_id for r in requests]})
     return {(r.inbox_id, r.attempt, r.call) for r in rows}
 
@@ -184,6 +197,9 @@ def _book(
         else:
             model, outcome, cost = call.model, "ok", call.cost_usd
             tokens_in, tokens_out = call.input_tokens, call.output_tokens
+            if tokens_in + tokens_out > row.tokens:
+                extra = {"model": model, "reserved": row.tokens, "used": tokens_in + tokens_out}
+                log.warning("call over its reservation", extra=extra)
         for window in orjson.loads(row.windows):
             key: WindowKey = tuple(window)
             used, reserved = changes[key]
@@ -204,50 +220,51 @@ def _book(
                     "at": at,
                 }
             )
-    if changes:
-        # The rows exist (reserving made them); locking them in order keeps two nodes from a deadlock.
-        if tx.kind != "sqlite":
-            _lock_windows(tx, set(changes))
-        _add_to_windows(tx, changes)
+    _add_to_windows(tx, changes)
     if ledger:
-        tx.connection.execute(_INSERT_USAGE, ledger)
+        execute_many(tx, _INSERT_USAGE, ledger)
 
 
 def _key(charge: Charge) -> WindowKey:
     return (charge.budget, charge.key, charge.window_start)
 
 
-def _lock_windows(tx: Transaction, keys: set[WindowKey]) -> dict[WindowKey, tuple[int, int]]:
-    """Lock the rows, making those that are missing, and return (used, reserved) of each."""
-    if not keys:
+@cache
+def _add_statement(kind: str) -> Insert:
+    statement = insert_add(kind, budget_windows, ("budget", "key", "window_start"), ("reserved",))
+    return statement.returning(*_WINDOW_COLUMNS, budget_windows.c.used, budget_windows.c.reserved)
+
+
+def _add_all(tx: Transaction, wanted: Mapping[WindowKey, int]) -> dict[WindowKey, tuple[int, int]]:
+    """Add to ``reserved`` of each row, in sorted order, and return (used, reserved) as they were before.
+
+    One statement locks the rows, makes those that are missing and tells their balance.
+    """
+    if not wanted:
         return {}
-    balances = _read_windows(tx, keys)
-    missing = sorted(keys - balances.keys())
-    if missing:
-        tx.connection.execute(
-            insert_ignore(tx.kind, budget_windows, ("budget", "key", "window_start")),
-            [{"budget": b, "key": k, "window_start": w, "used": 0, "reserved": 0} for b, k, w in missing],
-        )
-        if tx.kind == "sqlite":
-            balances.update(dict.fromkeys(missing, (0, 0)))
-        else:  # another node may have made and filled it in between
-            balances.update(_read_windows(tx, set(missing)))
+    rows = tx.connection.execute(
+        _add_statement(tx.kind),
+        [
+            {"budget": b, "key": k, "window_start": w, "used": 0, "reserved": tokens}
+            for (b, k, w), tokens in sorted(wanted.items())
+        ],
+    )
+    balances = {}
+    for row in rows:
+        key = (row.budget, row.key, row.window_start)
+        balances[key] = (row.used, row.reserved - wanted[key])
     return balances
 
 
-def _read_windows(tx: Transaction, keys: set[WindowKey]) -> dict[WindowKey, tuple[int, int]]:
-    rows = tx.connection.execute(_LOCK_WINDOWS, {"keys": sorted(keys)})
-    return {(r.budget, r.key, r.window_start): (r.used, r.reserved) for r in rows}
-
-
 def _add_to_windows(tx: Transaction, changes: Mapping[WindowKey, tuple[int, int]]) -> None:
+    # In sorted order, so that two nodes do not wait for each other.
     rows = [
         {"b": b, "k": k, "w": w, "add_used": used, "add_reserved": reserved}
         for (b, k, w), (used, reserved) in sorted(changes.items())
         if used or reserved
     ]
     if rows:
-        tx.connection.execute(_ADD_TO_WINDOW, rows)
+        execute_many(tx, _ADD_TO_WINDOW, rows)
 
 
 def read_balances(tx: Transaction, charges: Iterable[Charge]) -> dict[WindowKey, tuple[int, int]]:

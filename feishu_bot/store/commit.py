@@ -11,12 +11,12 @@ from sqlalchemy import Row, bindparam, case, delete, func, insert, select, updat
 from feishu_bot.errors import LeaseLost
 from feishu_bot.model import CallUsage, End
 from feishu_bot.store import budgets, search
+from feishu_bot.store.bulk import execute_many
 from feishu_bot.store.engine import insert_ignore
-from feishu_bot.store.history import ROWS_PER_TURN, HistoryCache
-from feishu_bot.store.inbox import ANY_OPEN, LEASE_MS, count_ends, ledger_of
+from feishu_bot.store.inbox import ANY_OPEN, IS_OPEN, LEASE_MS, count_ends, ledger_of
+from feishu_bot.store.repeats import committed_before
 from feishu_bot.store.schema import (
     ATTEMPTING,
-    OPEN,
     PENDING,
     SENT,
     conversations,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from feishu_bot.model import BudgetRefusal
+    from feishu_bot.store.history import HistoryCache
     from feishu_bot.store.work import NewPart, Outcome, PlannedCall, Transaction, Work
 
 AnyRow = Row[*tuple[Any, ...]]
@@ -49,9 +50,6 @@ LOCK_LANES = (
     .order_by(lanes.c.key)
     .with_for_update()
 )
-_STILL_OPEN = select(inbox.c.id).where(
-    inbox.c.id.in_(bindparam("ids", expanding=True)), inbox.c.state == OPEN
-)
 _CONVERSATION = (
     conversations.c.id,
     conversations.c.public_id,
@@ -59,7 +57,7 @@ _CONVERSATION = (
     conversations.c.tenant_id,
     conversations.c.last_seq,
     conversations.c.version,
-    conversations.c.title,
+    conversations.c.hidden_at,
 )
 _LOCK_BY_ID = (
     select(*_CONVERSATION)
@@ -109,7 +107,8 @@ _CLEAR = (
     )
 )
 _SAVED = select(messages.c.conversation_id, messages.c.save_key).where(
-    messages.c.save_key.in_(bindparam("keys", expanding=True))
+    messages.c.conversation_id.in_(bindparam("ids", expanding=True)),
+    messages.c.save_key.in_(bindparam("keys", expanding=True)),
 )
 _INSERT_MESSAGES = insert(messages)
 _MESSAGE_IDS = select(messages.c.id, messages.c.conversation_id, messages.c.seq).where(
@@ -117,7 +116,7 @@ _MESSAGE_IDS = select(messages.c.id, messages.c.conversation_id, messages.c.seq)
 )
 _END = (
     update(inbox)
-    .where(inbox.c.id == bindparam("inbox_id"), inbox.c.state == OPEN)
+    .where(inbox.c.id == bindparam("inbox_id"), IS_OPEN)
     .values(
         state=bindparam("new_state"),
         reason=bindparam("new_reason"),
@@ -161,23 +160,23 @@ def commit(
 ) -> list[Committed | LeaseLost]:
     """End messages: conversation, ledger, inbox and outbox together, or not at all.
 
-    An outcome whose lane has another owner by now, or whose message has ended, is dropped with LeaseLost; the
-    others are not touched by that.
+    An outcome whose lane has another owner by now is dropped with LeaseLost; the others are not touched by that.
+    One that was committed before, unheard, is answered as it was then.
     """
     items = _fence(tx, outcomes)
     live = [item for item in items if isinstance(item, _Item)]
     if live:
         _find_conversations(tx, live)
+        _end(tx, live, shard)
         _change_conversations(tx, live, cache)
         ids = _store_messages(tx, live, cache, keep_turns)
         _settle(tx, live)
-        _end(tx, live, shard)
         sending = _hand_out(tx, live)
     else:
         ids, sending = {}, {}
     results: list[Committed | LeaseLost] = []
     for item in items:
-        if isinstance(item, LeaseLost):
+        if not isinstance(item, _Item):
             results.append(item)
             continue
         inbox_id = item.outcome.work.inbox_id
@@ -199,21 +198,20 @@ def holds(row: AnyRow | None, lease: Lease) -> bool:
     return row is not None and row.lease_token == lease.token and row.lease_owner == lease.owner
 
 
-def _fence(tx: Transaction, outcomes: Sequence[Outcome]) -> list[_Item | LeaseLost]:
+def _fence(tx: Transaction, outcomes: Sequence[Outcome]) -> list[_Item | Committed | LeaseLost]:
+    """Lock the lanes and say which outcomes still may be stored: whoever ends a message ends its lease with it."""
     keys = sorted({o.work.lease.lane_key for o in outcomes})
     locked = {r.key: r for r in tx.connection.execute(LOCK_LANES, {"keys": keys})}
-    still_open = set(
-        tx.connection.execute(_STILL_OPEN, {"ids": [o.work.inbox_id for o in outcomes]}).scalars()
-    )
-    items: list[_Item | LeaseLost] = []
-    for outcome in outcomes:
-        lane = locked.get(outcome.work.lease.lane_key)
-        if lane is None or not holds(lane, outcome.work.lease):
-            items.append(LeaseLost("the lane has another owner"))
-        elif outcome.work.inbox_id not in still_open:
-            items.append(LeaseLost("the message has ended"))
+    held = [holds(locked.get(o.work.lease.lane_key), o.work.lease) for o in outcomes]
+    done: Mapping[int, Committed] = {}
+    if not all(held):
+        done = committed_before(tx, [o for o, is_held in zip(outcomes, held, strict=True) if not is_held])
+    items: list[_Item | Committed | LeaseLost] = []
+    for outcome, is_held in zip(outcomes, held, strict=True):
+        if is_held:
+            items.append(_Item(outcome, locked[outcome.work.lease.lane_key], outcome.end))
         else:
-            items.append(_Item(outcome, lane, outcome.end))
+            items.append(done.get(outcome.work.inbox_id) or LeaseLost("the lane has another owner"))
     return items
 
 
@@ -237,6 +235,21 @@ def _find_conversations(tx: Transaction, live: list[_Item]) -> None:
 
 
 def _make_conversations(tx: Transaction, items: list[_Item]) -> None:
+    """Make what is missing. A conversation that a door named and that is hidden was deleted, not new."""
+    named = {i.outcome.work.message.conversation: i for i in items if i.outcome.work.message.conversation}
+    if named:
+        for row in tx.connection.execute(_LOCK_BY_PUBLIC_ID, {"keys": sorted(named)}):
+            item = named[row.public_id]
+            if row.hidden_at is not None:
+                item.end = End.IGNORED
+            else:
+                item.conversation = row
+        items = [i for i in items if i.conversation is None and i.end is not End.IGNORED]
+    if items:
+        _insert_conversations(tx, items)
+
+
+def _insert_conversations(tx: Transaction, items: list[_Item]) -> None:
     now = datetime.fromtimestamp(tx.now_ms / 1000, UTC)
     rows: list[dict[str, Any]] = []
     for item in items:
@@ -262,7 +275,8 @@ def _make_conversations(tx: Transaction, items: list[_Item]) -> None:
             }
         )
     # A library in another process may make the same scope's conversation at the same moment: one row wins.
-    tx.connection.execute(insert_ignore(tx.kind, conversations, ("tenant_id", "scope_key")), rows)
+    rows.sort(key=lambda r: (r["scope_key"], r["tenant_id"]))
+    execute_many(tx, insert_ignore(tx.kind, conversations, ("scope_key", "tenant_id")), rows)
     made = {
         (r.tenant_id, r.scope_key): r
         for r in tx.connection.execute(_LOCK_BY_SCOPE, {"keys": sorted({r["scope_key"] for r in rows})})
@@ -332,29 +346,33 @@ def _store_messages(
         )
         tail = [HistoryRow(r["role"], r["content"], r["tokens"], r["seq"]) for r in item.new_rows]
         tx.after_commit.append(
-            lambda c=conversation, t=tail: _carry(cache, c, t, keep=keep_turns * ROWS_PER_TURN)  # type: ignore[misc]
+            lambda c=conversation, t=tail: _carry(cache, c, t, turns=keep_turns)  # type: ignore[misc]
         )
     if not rows:
         return {}
-    tx.connection.execute(_INSERT_MESSAGES, rows)
+    execute_many(tx, _INSERT_MESSAGES, rows)
     search.index_inserted(tx.connection, tx.kind, [row["content"] for row in rows])
-    tx.connection.execute(_APPEND, sorted(updates, key=lambda u: u["cid"]))
+    execute_many(tx, _APPEND, sorted(updates, key=lambda u: u["cid"]))
     return _message_ids(tx, live)
 
 
-def _carry(cache: HistoryCache, conversation: AnyRow, tail: list[HistoryRow], *, keep: int) -> None:
+def _carry(cache: HistoryCache, conversation: AnyRow, tail: list[HistoryRow], *, turns: int) -> None:
     if conversation.last_seq == 0:
         cache.put(conversation.id, conversation.version + 1, tail)
     else:
-        cache.append(conversation.id, conversation.version, conversation.version + 1, tail, keep=keep)
+        cache.append(conversation.id, conversation.version, conversation.version + 1, tail, turns=turns)
 
 
 def _already_saved(tx: Transaction, live: list[_Item]) -> set[tuple[int, str | None]]:
     """Return what an earlier end of a retried message has stored; asked only where that can be."""
-    keys = [m.save_key for i in live if i.outcome.work.retried for m in i.outcome.messages if m.save_key]
+    retried = [i for i in live if i.outcome.work.retried and i.conversation is not None]
+    keys = [m.save_key for i in retried for m in i.outcome.messages if m.save_key]
     if not keys:
         return set()
-    return {(r.conversation_id, r.save_key) for r in tx.connection.execute(_SAVED, {"keys": keys})}
+    ids = [i.conversation.id for i in retried if i.conversation is not None]
+    return {
+        (r.conversation_id, r.save_key) for r in tx.connection.execute(_SAVED, {"ids": ids, "keys": keys})
+    }
 
 
 def _message_ids(tx: Transaction, live: list[_Item]) -> dict[int, list[int]]:
@@ -376,17 +394,15 @@ def _message_ids(tx: Transaction, live: list[_Item]) -> dict[int, list[int]]:
 
 def _settle(tx: Transaction, live: list[_Item]) -> None:
     calls: dict[tuple[int, int, int], CallUsage] = {}
-    reserved: list[int] = []
     for item in live:
         work = item.outcome.work
-        if work.planned.call is not None or work.attempt > 1:
-            reserved.append(work.inbox_id)
         for call in item.outcome.calls:
-            calls[work.inbox_id, work.attempt, call.call] = call
+            calls[work.inbox_id, work.run, call.call] = call
     conversation_ids = {
         i.outcome.work.inbox_id: i.conversation.id if i.conversation is not None else None for i in live
     }
-    budgets.settle(tx, reserved, calls, conversation_ids)
+    # All of them, also those without a planned call: no reservation outlives its message.
+    budgets.settle(tx, [i.outcome.work.inbox_id for i in live], calls, conversation_ids)
 
 
 def _end(tx: Transaction, live: list[_Item], shard: int) -> None:
@@ -408,7 +424,9 @@ def _end(tx: Transaction, live: list[_Item], shard: int) -> None:
         )
         key = (work.message.account, item.end.value)
         ended[key] = ended.get(key, 0) + 1
-    tx.connection.execute(_END, rows)
+    if execute_many(tx, _END, rows) != len(rows):
+        # Somebody ended one without ending its lease. Nothing of this list is stored; halving finds it.
+        raise LeaseLost("the message has ended")
     count_ends(tx, ended, shard=shard)
 
 
@@ -425,9 +443,11 @@ def _hand_out(tx: Transaction, live: list[_Item]) -> dict[int, PartToSend]:
         if unsent:
             first = unsent[0]
             # A row with a source of its own, or of a message that was answered anew, may exist already.
-            certain = not item.outcome.work.retried and parts[0].source is None
+            own = first["source"] == f"in:{item.outcome.work.inbox_id}"
+            certain = own and not item.outcome.work.retried
             if ready is None and token is None and certain:
                 first["state"], first["attempts"], first["first_attempt_at"] = ATTEMPTING, 1, tx.now_ms
+                first["attempt_token"] = lease.token
                 item.first_part = first
                 owner, until, token = lease.owner, tx.now_ms + LEASE_MS, lease.token
             ready = tx.now_ms if ready is None else ready
@@ -443,8 +463,8 @@ def _hand_out(tx: Transaction, live: list[_Item]) -> dict[int, PartToSend]:
             }
         )
     if rows:
-        tx.connection.execute(insert_ignore(tx.kind, outbox, ("source", "kind", "part")), rows)
-    tx.connection.execute(_FREE_LANE, frees)
+        execute_many(tx, insert_ignore(tx.kind, outbox, ("source", "kind", "part")), rows)
+    execute_many(tx, _FREE_LANE, frees)
     return _parts_to_send(tx, live)
 
 
@@ -459,6 +479,7 @@ def _part_row(tx: Transaction, item: _Item, part: NewPart) -> dict[str, Any]:
         "payload": part.payload,
         "state": SENT if part.sent else PENDING,
         "attempts": 0,
+        "attempt_token": None,
         "not_before": 0,
         "reply_before": part.reply_before,
         "first_attempt_at": None,
@@ -512,7 +533,7 @@ def reserve_calls(
     ]
     held = [i for i, answer in enumerate(answers) if answer is None]
     calls = [
-        budgets.CallRequest(work.inbox_id, work.attempt, call, planned, ledger_of(work))
+        budgets.CallRequest(work.inbox_id, work.run, call, planned, ledger_of(work))
         for work, call, planned in (requests[i] for i in held)
     ]
     for index, refusal in zip(held, budgets.reserve(tx, calls), strict=True):

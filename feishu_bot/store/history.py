@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sqlalchemy import bindparam, select
@@ -63,15 +64,28 @@ class HistoryCache:
             self._tails.popitem(last=False)
 
     def append(
-        self, conversation_id: int, before: int, after: int, new: Sequence[HistoryRow], *, keep: int
+        self, conversation_id: int, before: int, after: int, new: Sequence[HistoryRow], *, turns: int
     ) -> None:
-        """Carry a tail from version ``before`` to ``after``; the last ``keep`` messages stay."""
+        """Carry a tail from version ``before`` to ``after``; of a long one the last ``turns`` turns stay."""
         found = self._tails.get(conversation_id)
         if found is not None and found[0] == before:
-            self.put(conversation_id, after, (*found[1], *new)[-keep:])
+            tail = (*found[1], *new)
+            if len(tail) > turns * ROWS_PER_TURN:
+                tail = tail[_start_of(tail, turns) :]
+            self.put(conversation_id, after, tail)
 
     def drop(self, conversation_id: int) -> None:
         self._tails.pop(conversation_id, None)
+
+
+def _start_of(tail: Sequence[HistoryRow], turns: int) -> int:
+    """Return where the last ``turns`` turns begin; 0 if there are fewer."""
+    for index in range(len(tail) - 1, -1, -1):
+        if tail[index].role == "user":
+            turns -= 1
+            if turns <= 0:
+                return index
+    return 0
 
 
 def load_tails(
@@ -84,7 +98,7 @@ def load_tails(
     tails: dict[int, tuple[HistoryRow, ...]] = {}
     missing: dict[int, ConversationState] = {}
     for state in states:
-        if not state.last_seq:
+        if not state.last_seq or turns <= 0:
             tails[state.id] = ()
             continue
         tail = cache.get(state.id, state.version)
@@ -92,7 +106,7 @@ def load_tails(
             missing[state.id] = state
         else:
             tails[state.id] = tail
-    span = max(1, turns * ROWS_PER_TURN)
+    span = turns * ROWS_PER_TURN
     while missing:
         found: dict[int, list[HistoryRow]] = {i: [] for i in missing}
         for row in tx.connection.execute(_TAILS, {"ids": list(missing), "span": span}):
@@ -103,6 +117,7 @@ def load_tails(
             users = sum(1 for r in rows if r.role == "user")
             if users >= turns or span // 8 >= state.last_seq:
                 tails[conversation_id] = tuple(rows)
-                cache.put(conversation_id, state.version, rows)
+                # The version may be this transaction's own work, and undone with it.
+                tx.after_commit.append(partial(cache.put, conversation_id, state.version, tuple(rows)))
                 del missing[conversation_id]
     return tails

@@ -5,15 +5,18 @@ Lists in, lists out: a fixed number of statements whatever the length. Every fun
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cache as once
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Row, bindparam, case, func, insert, or_, select, tuple_, update
+from sqlalchemy import Insert, Row, bindparam, case, func, insert, literal_column, or_, select, tuple_, update
 
-from feishu_bot.model import InboundMessage
+from feishu_bot.model import End, InboundMessage
 from feishu_bot.store import budgets
-from feishu_bot.store.engine import insert_add, insert_fill
+from feishu_bot.store.bulk import execute_many
+from feishu_bot.store.engine import insert_add, insert_fill, insert_ignore
 from feishu_bot.store.history import HistoryCache, load_tails
 from feishu_bot.store.schema import OPEN, conversations, inbox, lanes, totals
 from feishu_bot.store.work import Arrival, ConversationState, Lease, NoWork, Recorded, Work
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
     from feishu_bot.model import BudgetRefusal
     from feishu_bot.store.work import HistoryRow, Planner, Transaction
+
+log = logging.getLogger(__name__)
 
 AnyRow = Row[*tuple[Any, ...]]
 
@@ -43,50 +48,74 @@ def receive(tx: Transaction, arrivals: Sequence[Arrival], *, shard: int = 0) -> 
     """
     waiting = sorted({a.lane_key for a in arrivals if a.state == OPEN})
     if waiting:
-        tx.connection.execute(
+        execute_many(
+            tx,
             insert_fill(tx.kind, lanes, ("key",), ("ready_at",)),
             [{"key": key, "ready_at": tx.now_ms} for key in waiting],
         )
-    keys = sorted({(a.account, a.event_key) for a in arrivals})
-    known = {(r.account, r.event_key) for r in tx.connection.execute(_KNOWN, {"keys": keys})}
-    rows: list[dict[str, Any]] = []
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for arrival in arrivals:
+        rows.setdefault((arrival.account, arrival.event_key), _row_of(tx, arrival))
+    new = _insert_new(tx, rows)
     ended: dict[tuple[str, str], int] = {}
     results: list[Recorded] = []
     for arrival in arrivals:
         key = (arrival.account, arrival.event_key)
-        if key in known:
+        if key not in new:
             results.append(Recorded.REPEAT)
             continue
-        known.add(key)
+        new.discard(key)
         results.append(Recorded.NEW)
-        rows.append(
-            {
-                "account": arrival.account,
-                "event_key": arrival.event_key,
-                "lane_key": arrival.lane_key,
-                "payload": arrival.payload,
-                "state": arrival.state,
-                "reason": arrival.reason,
-                "attempts": 0,
-                "reply_before": arrival.reply_before,
-                "received_at": tx.now_ms,
-                "ended_at": None if arrival.state == OPEN else tx.now_ms,
-            }
-        )
         if arrival.state != OPEN:
             end = (arrival.account, arrival.state)
             ended[end] = ended.get(end, 0) + 1
-    if rows:
-        tx.connection.execute(_INSERT_INBOX, rows)
     count_ends(tx, ended, shard=shard)
     return results
+
+
+def _row_of(tx: Transaction, arrival: Arrival) -> dict[str, Any]:
+    return {
+        "account": arrival.account,
+        "event_key": arrival.event_key,
+        "lane_key": arrival.lane_key,
+        "payload": arrival.payload,
+        "state": arrival.state,
+        "reason": arrival.reason,
+        "attempts": 0,
+        "runs": 0,
+        "reply_before": arrival.reply_before,
+        "received_at": tx.now_ms,
+        "ended_at": None if arrival.state == OPEN else tx.now_ms,
+    }
+
+
+@once
+def _insert_statement(kind: str) -> Insert:
+    return insert_ignore(kind, inbox, ("account", "event_key")).returning(inbox.c.account, inbox.c.event_key)
+
+
+def _insert_new(tx: Transaction, rows: dict[tuple[str, str], dict[str, Any]]) -> set[tuple[str, str]]:
+    """Insert the events that are not known, and return their keys."""
+    if not rows:
+        return set()
+    if tx.kind != "mariadb":
+        inserted = tx.connection.execute(_insert_statement(tx.kind), list(rows.values()))
+        return {(r.account, r.event_key) for r in inserted}
+    # MariaDB does not tell an inserted row from one that was there. The lanes' locks keep another copy away; where
+    # there is none (two copies of an ignored event), the unique key does, and this is run again.
+    known = {(r.account, r.event_key) for r in tx.connection.execute(_KNOWN, {"keys": list(rows)})}
+    new = {key: row for key, row in rows.items() if key not in known}
+    if new:
+        tx.connection.execute(_INSERT_INBOX, list(new.values()))
+    return set(new)
 
 
 def count_ends(tx: Transaction, ended: Mapping[tuple[str, str], int], *, shard: int) -> None:
     """Add to the day's totals, in the transaction that ends (or removes) the rows."""
     if ended:
         day = datetime.fromtimestamp(tx.now_ms / 1000, UTC).date().isoformat()
-        tx.connection.execute(
+        execute_many(
+            tx,
             insert_add(tx.kind, totals, ("day", "account", "end", "shard"), ("count",)),
             [
                 {"day": day, "account": account, "end": end, "shard": shard, "count": count}
@@ -97,7 +126,9 @@ def count_ends(tx: Transaction, ended: Mapping[tuple[str, str], int], *, shard: 
 
 # ---------------------------------------------------------------------------------------------------- begin
 
-_open_rows = (inbox.c.lane_key == lanes.c.key) & (inbox.c.state == OPEN)
+# Written out, not bound: a plan made once for all values could not use an index on open rows.
+IS_OPEN = inbox.c.state == literal_column(f"'{OPEN}'")
+_open_rows = (inbox.c.lane_key == lanes.c.key) & IS_OPEN
 HEAD_OF_LANE = select(func.min(inbox.c.id)).where(_open_rows).correlate(lanes).scalar_subquery()
 _TAIL_OF_LANE = select(func.max(inbox.c.id)).where(_open_rows).correlate(lanes).scalar_subquery()
 
@@ -133,28 +164,37 @@ _HEADS = select(lanes.c.key, HEAD_OF_LANE.label("head"), _TAIL_OF_LANE.label("ta
 
 _ROW = (
     inbox.c.id,
+    inbox.c.account,
     inbox.c.lane_key,
     inbox.c.payload,
     inbox.c.reason,
     inbox.c.attempts,
+    inbox.c.runs,
     inbox.c.received_at,
 )
-_STILL_OPEN = (inbox.c.id.in_(bindparam("ids", expanding=True))) & (inbox.c.state == OPEN)
+_STILL_OPEN = inbox.c.id.in_(bindparam("ids", expanding=True)) & IS_OPEN
 # Run a second time under the same lease, it counts nothing.
 _COUNT_ATTEMPT = (
     update(inbox)
     .where(_STILL_OPEN)
     .values(
         attempts=inbox.c.attempts + case((inbox.c.begun_token == bindparam("token"), 0), else_=1),
+        runs=inbox.c.runs + case((inbox.c.begun_token == bindparam("token"), 0), else_=1),
         begun_token=bindparam("token"),
     )
 )
 _COUNT_ATTEMPT_RETURNING = _COUNT_ATTEMPT.returning(*_ROW)
 _SELECT_ROWS = select(*_ROW).where(_STILL_OPEN)
+# The token goes too: a second run counts the attempt again before it takes it back again.
 _UNCOUNT_ATTEMPT = (
     update(inbox)
+    .where(inbox.c.id.in_(bindparam("ids", expanding=True)), inbox.c.begun_token == bindparam("token"))
+    .values(attempts=inbox.c.attempts - 1, runs=inbox.c.runs - 1, begun_token=None)
+)
+_BURY = (
+    update(inbox)
     .where(inbox.c.id.in_(bindparam("ids", expanding=True)))
-    .values(attempts=inbox.c.attempts - 1)
+    .values(state=End.DEAD.value, reason="the stored event cannot be read", ended_at=bindparam("now"))
 )
 _CONVERSATION = (
     conversations.c.id,
@@ -192,20 +232,20 @@ _RELEASE = (
 
 
 def begin(
-    tx: Transaction, leases: Sequence[Lease], *, planner: Planner, cache: HistoryCache
+    tx: Transaction, leases: Sequence[Lease], *, planner: Planner, cache: HistoryCache, shard: int = 0
 ) -> list[Work | NoWork]:
     """Take each lane if it is free, count an attempt of its oldest open message and reserve its first call.
 
-    All leases of one list have the same owner and token.
+    All leases of one list have the same owner and token. A message that cannot be read ends dead.
     """
     if not leases:
         return []
     heads = _take_lanes(tx, leases)
     rows = _count_attempts(tx, [head for head, _ in heads.values() if head is not None], leases[0].token)
-    messages = {lane: InboundMessage.from_json(row.payload) for lane, row in rows.items()}
+    messages = _read_messages(tx, rows, shard)
     states = _conversations(tx, rows, messages, planner)
     tails = load_tails(tx, states.values(), turns=planner.history_turns, cache=cache)
-    crashed = [row.id for row in rows.values() if row.attempts > 1]
+    crashed = [row.id for row in rows.values() if row.runs > 1]
     if crashed:  # the calls of an attempt that died: nobody knows if they were billed
         budgets.book_crashed(tx, crashed, {rows[k].id: s.id for k, s in states.items()})
 
@@ -243,6 +283,7 @@ def begin(
             lease=lease,
             inbox_id=row.id,
             attempt=row.attempts,
+            run=row.runs,
             retried=row.reason == RETRIED,
             received_at=row.received_at,
             message=messages[lane],
@@ -255,9 +296,7 @@ def begin(
         )
         if planned.call is not None:
             ledger = ledger_of(work)
-            requests.append(
-                (len(results), budgets.CallRequest(row.id, row.attempts, 0, planned.call, ledger))
-            )
+            requests.append((len(results), budgets.CallRequest(row.id, row.runs, 0, planned.call, ledger)))
         results.append(work)
     _reserve_first_calls(tx, requests, results)
     _let_go(tx, leases[0], idle, waiting)
@@ -317,6 +356,27 @@ def _count_attempts(tx: Transaction, heads: list[int], token: str) -> dict[str, 
     return {row.lane_key: row for row in rows}
 
 
+def _read_messages(tx: Transaction, rows: dict[str, AnyRow], shard: int) -> dict[str, InboundMessage]:
+    """Return the message of each row; those that nobody can read are ended, and taken out of ``rows``."""
+    messages: dict[str, InboundMessage] = {}
+    for lane, row in rows.items():
+        try:
+            messages[lane] = InboundMessage.from_json(row.payload)
+        except (ValueError, TypeError, AttributeError):
+            log.exception("stored event cannot be read", extra={"inbox": row.id, "account": row.account})
+    lost = [rows.pop(lane) for lane in list(rows) if lane not in messages]
+    if lost:
+        ids = [row.id for row in lost]
+        tx.connection.execute(_BURY, {"ids": ids, "now": tx.now_ms})
+        budgets.settle(tx, ids, {}, {})
+        ended: dict[tuple[str, str], int] = {}
+        for row in lost:
+            key = (row.account, End.DEAD.value)
+            ended[key] = ended.get(key, 0) + 1
+        count_ends(tx, ended, shard=shard)
+    return messages
+
+
 def _conversations(
     tx: Transaction, rows: Mapping[str, AnyRow], messages: Mapping[str, InboundMessage], planner: Planner
 ) -> dict[str, ConversationState]:
@@ -344,4 +404,5 @@ def _let_go(tx: Transaction, lease: Lease, idle: list[str], waiting: dict[str, t
         keys = [lane for lane, (_, at) in waiting.items() if at == instant]
         tx.connection.execute(_RELEASE, {"keys": keys, "ready": instant, **holder})
     if waiting:
-        tx.connection.execute(_UNCOUNT_ATTEMPT, {"ids": [i for i, _ in waiting.values()]})
+        ids = [i for i, _ in waiting.values()]
+        tx.connection.execute(_UNCOUNT_ATTEMPT, {"ids": ids, "token": lease.token})

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import and_, bindparam, delete, func, or_, select, update
+from sqlalchemy import bindparam, delete, func, or_, select, update
 
 from feishu_bot.errors import StoreUnavailable
 from feishu_bot.store.engine import insert_ignore
-from feishu_bot.store.inbox import LEASE_MS
-from feishu_bot.store.schema import OPEN, UNSENT, inbox, lanes, outbox, processes
+from feishu_bot.store.inbox import IS_OPEN, LEASE_MS
+from feishu_bot.store.outbox import IS_UNSENT
+from feishu_bot.store.schema import inbox, lanes, outbox, processes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from feishu_bot.store.work import Lease, Transaction
 
 STALE_MS = 60_000  # a process without a heartbeat for so long no longer counts
+FORGOTTEN_MS = 24 * 3600 * 1000  # and is taken off the list after so long
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,13 @@ class Owner:
         host, pid, started = value.rsplit("|", 2)
         return cls(host, int(pid), started)
 
+    def shares_machine(self, other_host: str) -> bool:
+        """Say whether ``other_host`` is this machine: another container on it, or the same after a restart."""
+        name, _, rest = self.host.partition("/")
+        other_name, _, other_rest = other_host.partition("/")
+        boot, other_boot = rest.partition("/")[0], other_rest.partition("/")[0]
+        return name == other_name or (boot == other_boot and boot != "-")
+
     def is_gone(self, host: str) -> bool:
         """Say whether this owner ran on ``host`` and certainly no longer does."""
         return self.host == host and _start_time(self.pid) != self.started
@@ -63,14 +72,15 @@ def _host() -> str:
 
 
 def _start_time(pid: int) -> str | None:
-    """Return when a process started, in the kernel's words; None if it does not run."""
+    """Return when a process started, in the kernel's words; None if it does not run any more."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         if Path("/proc/self").exists():
             return None
         return "0" if _answers(pid) else None
-    return stat.rpartition(")")[2].split()[19]
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in {"Z", "X"} else fields[19]  # a zombie works no more
 
 
 def _answers(pid: int) -> bool:
@@ -88,9 +98,10 @@ _REGISTERED = select(processes.c.owner, processes.c.host, processes.c.heartbeat_
 
 def register(tx: Transaction, owner: Owner, version: str) -> None:
     """Enter this process. Raises StoreUnavailable when another machine uses the same SQLite file."""
+    tx.connection.execute(delete(processes).where(processes.c.heartbeat_at < tx.now_ms - FORGOTTEN_MS))
     for row in tx.connection.execute(_REGISTERED).all():
-        other_host = row.host != owner.host
-        if tx.kind == "sqlite" and other_host and row.heartbeat_at > tx.now_ms - STALE_MS:
+        alive = row.heartbeat_at > tx.now_ms - STALE_MS
+        if tx.kind == "sqlite" and alive and not owner.shares_machine(row.host):
             raise StoreUnavailable(
                 f"this SQLite database is in use by another machine ({row.host.split('/')[0]}); "
                 "several machines need PostgreSQL or MariaDB"
@@ -225,10 +236,6 @@ class Depth:
 
 def depth(tx: Transaction) -> Depth:
     """Count what waits; by the partial indexes, so it costs what waits and not what is stored."""
-    waiting = tx.connection.execute(
-        select(func.count(), func.min(inbox.c.received_at)).where(inbox.c.state == OPEN)
-    ).one()
-    unsent = tx.connection.execute(
-        select(func.count(), func.min(outbox.c.created_at)).where(and_(outbox.c.state.in_(UNSENT)))
-    ).one()
+    waiting = tx.connection.execute(select(func.count(), func.min(inbox.c.received_at)).where(IS_OPEN)).one()
+    unsent = tx.connection.execute(select(func.count(), func.min(outbox.c.created_at)).where(IS_UNSENT)).one()
     return Depth(waiting[0], waiting[1], unsent[0], unsent[1])

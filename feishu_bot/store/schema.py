@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
+    DDL,
     BigInteger,
     CheckConstraint,
     Column,
@@ -26,9 +27,10 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    event,
     text,
 )
-from sqlalchemy.dialects import mysql
+from sqlalchemy.dialects import mysql, postgresql
 
 from feishu_bot.model import MAX_KEY_LENGTH, MAX_SCOPE_LENGTH
 
@@ -80,6 +82,14 @@ def LongText() -> TypeEngine[str]:  # noqa: N802  # reads like the type it retur
     return Text().with_variant(mysql.LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
 
 
+def SearchTerms() -> TypeEngine[str]:  # noqa: N802  # reads like the type it returns
+    """Return the type of what a full-text index reads; on SQLite the terms are in a table of their own."""
+    on_mariadb = mysql.MEDIUMTEXT(charset="ascii", collation="ascii_bin")
+    return (
+        Text().with_variant(postgresql.TSVECTOR(), "postgresql").with_variant(on_mariadb, "mysql", "mariadb")
+    )
+
+
 BigId = BigInteger().with_variant(Integer, "sqlite")  # only INTEGER is a rowid alias on SQLite
 
 metadata = MetaData(
@@ -126,7 +136,7 @@ conversations = _table(
     Column("hidden_at", UTCDateTime),
     Column("created_at", UTCDateTime, nullable=False),
     Column("last_activity", UTCDateTime, nullable=False),
-    UniqueConstraint("tenant_id", "scope_key"),
+    UniqueConstraint("scope_key", "tenant_id"),  # in this order: the way of a message looks for scopes
     Index(None, "user_key", "last_activity"),
     Index(None, "last_activity"),
     Index(None, "chat_id"),
@@ -149,13 +159,29 @@ messages = _table(
     Column("timestamp", UTCDateTime, nullable=False),
     Column("edited_at", UTCDateTime),
     Column("recalled_at", UTCDateTime),
+    Column("search_terms", SearchTerms()),  # null: not in the search index; written by store.search alone
     UniqueConstraint("conversation_id", "seq"),
     UniqueConstraint("conversation_id", "save_key"),
     Index(None, "timestamp"),
+    Index(None, "search_terms", postgresql_using="gin", mysql_prefix="FULLTEXT").ddl_if(
+        callable_=lambda *_, dialect, **__: dialect.name != "sqlite"
+    ),
     Index(None, "source_id", **_only("source_id IS NOT NULL")),
     Index(None, "sender_id", **_only("sender_id IS NOT NULL")),
     sqlite_autoincrement=True,
 )
+
+# Keeps terms only, no text: a quarter of the size. Who removes a message gives its text once more (store.search).
+SEARCH_TABLE = "messages_search"
+
+
+def _on_sqlite(statement: str) -> Any:
+    return DDL(statement).execute_if(dialect="sqlite")  # type: ignore[no-untyped-call]
+
+
+_FTS5 = "fts5(terms, content='', tokenize='ascii', detail=none, columnsize=0)"
+event.listen(messages, "after_create", _on_sqlite(f"CREATE VIRTUAL TABLE {SEARCH_TABLE} USING {_FTS5}"))
+event.listen(messages, "before_drop", _on_sqlite(f"DROP TABLE IF EXISTS {SEARCH_TABLE}"))
 
 lanes = _table(
     "lanes",
@@ -184,7 +210,10 @@ inbox = _table(
     Column("payload", LongText(), nullable=False),
     Column("state", Key(16), nullable=False),
     Column("reason", String(255)),
-    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("attempts", Integer, nullable=False, server_default="0"),  # since it was last opened
+    Column(
+        "runs", Integer, nullable=False, server_default="0"
+    ),  # attempts ever: numbers its calls in the ledger
     Column("begun_token", Key(32)),  # the lease under which the last attempt began
     Column("reply_before", BigInteger),
     Column("received_at", BigInteger, nullable=False),
@@ -207,6 +236,7 @@ outbox = _table(
     Column("payload", LongText(), nullable=False),
     Column("state", Key(16), nullable=False),
     Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("attempt_token", Key(32)),  # the lease under which it is being sent
     Column("not_before", BigInteger, nullable=False, server_default="0"),
     Column("reply_before", BigInteger),
     Column("first_attempt_at", BigInteger),
@@ -218,8 +248,8 @@ outbox = _table(
     UniqueConstraint("source", "kind", "part"),
     Index(
         "ix_outbox_unsent_lane",
+        "state",  # first, so that MariaDB, which indexes all rows, counts what is unsent without the rest
         "lane_key",
-        "state",
         "id",
         **_only("state IN ('pending', 'attempting')"),
     ),

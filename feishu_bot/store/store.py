@@ -68,7 +68,9 @@ class Store:
         self._reading = self.engine.execution_options(reader=True)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
         shard = crc32(str(self.owner).encode()) % 64
-        self._receive = [partial(inbox.receive, shard=shard) for _ in self._writers]
+        # Each writer has its own: rows that two of them change would have one wait for the other.
+        self._shards = [(shard + n) % 64 for n in range(count)]
+        self._receive = [partial(inbox.receive, shard=n) for n in self._shards]
         self._commit: list[Callable[..., Any]] = []
         self._begin: list[Callable[..., Any]] = []
         self.shard = shard
@@ -85,10 +87,13 @@ class Store:
         else:
             migrations.check(self.engine)
         self._commit = [
-            partial(ending.commit, cache=cache, shard=self.shard, keep_turns=planner.history_turns)
-            for cache in self._caches
+            partial(ending.commit, cache=cache, shard=n, keep_turns=planner.history_turns)
+            for cache, n in zip(self._caches, self._shards, strict=True)
         ]
-        self._begin = [partial(inbox.begin, planner=planner, cache=cache) for cache in self._caches]
+        self._begin = [
+            partial(inbox.begin, planner=planner, cache=cache, shard=n)
+            for cache, n in zip(self._caches, self._shards, strict=True)
+        ]
         with store_errors(), self.engine.begin() as connection:
             self.clock.sync(connection)
             tx = Transaction(connection, self.capabilities.kind, self.clock.now_ms())

@@ -146,7 +146,8 @@ class Work:
 
     lease: Lease
     inbox_id: int
-    attempt: int
+    attempt: int  # since the message was last opened
+    run: int  # since it was recorded: numbers its calls in the ledger
     retried: bool
     received_at: int
     message: InboundMessage

@@ -13,20 +13,30 @@ import queue
 import random
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from feishu_bot.errors import StoreUnavailable
-from feishu_bot.store.engine import capabilities, database_now_ms, is_conflict, is_disconnect, reason_of
+from feishu_bot.errors import StoreError, StoreUnavailable
+from feishu_bot.store.engine import (
+    capabilities,
+    database_now_ms,
+    is_conflict,
+    is_disconnect,
+    is_refusal,
+    reason_of,
+)
 from feishu_bot.store.work import Transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sqlalchemy import Connection, Engine
+
+    from feishu_bot.store.engine import Capabilities
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +46,8 @@ CONFLICT_DEADLINE_S = 15.0  # how long a batch is run again after deadlocks and 
 RECONNECTS = 3  # runs of a batch whose connection broke, before its callers are told
 STUCK_S = 30.0  # a transaction that runs longer means that the database hangs
 CLOCK_SYNC_S = 5.0  # how often the database is asked for its time
+QUIET_S = 2.0  # without work for so long, SQLite's log is written back and cut
+PROBE_S = 1.0  # how often a database that hung is tried again
 
 
 @dataclass(slots=True, eq=False)
@@ -55,56 +67,123 @@ class DatabaseClock:
 
     def __init__(self, fixed: Callable[[], int] | None = None) -> None:
         self._fixed = fixed
-        self._base_ms = int(time.time() * 1000)
-        self._base = time.monotonic()
+        # One value, so that a thread never sees the new time with the old instant.
+        self._known = (int(time.time() * 1000), time.monotonic())
         self._next_sync = 0.0
 
     def now_ms(self) -> int:
         """Return the database's time in milliseconds since 1970."""
         if self._fixed is not None:
             return self._fixed()
-        return self._base_ms + int((time.monotonic() - self._base) * 1000)
+        then_ms, then = self._known
+        return then_ms + int((time.monotonic() - then) * 1000)
 
     def sync(self, connection: Connection) -> None:
         """Ask the database, if the last answer is old."""
         if self._fixed is None and time.monotonic() >= self._next_sync:
             before = time.monotonic()
-            self._base_ms = database_now_ms(connection)
-            self._base = (before + time.monotonic()) / 2
-            self._next_sync = self._base + CLOCK_SYNC_S
+            found = database_now_ms(connection)
+            self._known = (found, (before + time.monotonic()) / 2)
+            self._next_sync = before + CLOCK_SYNC_S
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Jobs to be run in one transaction, and what happened to it so far."""
+
+    jobs: list[_Job]
+    rerun: bool = False  # an earlier run was lost, perhaps in its commit
+    broken: int = 0  # connections lost
+    collided: bool = False  # a unique key was taken
+
+
+class _Line:
+    """The connection of one thread."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._connection: Connection | None = None
+        self._dirty = False  # SQLite's log has grown since it was cut
+
+    def get(self) -> Connection:
+        if self._connection is None or self._connection.closed or self._connection.invalidated:
+            self.drop()
+            try:
+                self._connection = self._engine.connect()
+            except DBAPIError as error:
+                error.connection_invalidated = True  # none was made: to its callers the same as a lost one
+                raise
+        self._dirty = True
+        return self._connection
+
+    def drop(self) -> None:
+        if self._connection is not None:
+            try:
+                self._connection.close()
+            except DBAPIError:
+                log.debug("connection could not be closed", exc_info=True)
+            self._connection = None
+
+    def rest(self) -> None:
+        """Write SQLite's log back and cut it, unless somebody reads from it: nobody is made to wait."""
+        if not self._dirty or self._connection is None:
+            return
+        self._dirty = False
+        driver: Any = (
+            self._connection.connection.driver_connection
+        )  # not in a transaction, so below SQLAlchemy
+        (patience,) = driver.execute("PRAGMA busy_timeout").fetchone()
+        driver.execute("PRAGMA busy_timeout=0")
+        driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        driver.execute(f"PRAGMA busy_timeout={patience}")
 
 
 class Writer:
-    """The thread that writes. ``submit`` may be called from any event loop."""
+    """The thread that writes. ``submit`` may be called from any event loop.
 
-    def __init__(self, engine: Engine, clock: DatabaseClock, *, name: str = "writer") -> None:
+    A thread that dies, or whose transaction hangs, is replaced: what waits is told at once, and nothing more is
+    taken until the new one has reached the database.
+    """
+
+    def __init__(
+        self, engine: Engine, clock: DatabaseClock, *, name: str = "writer", stuck_s: float = STUCK_S
+    ) -> None:
         self._engine = engine
         self._clock = clock
-        self._kind = capabilities(engine).kind
+        self._capabilities: Capabilities = capabilities(engine)
+        self._name = name
+        self._stuck_s = stuck_s
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._connection: Connection | None = None
+        self._taking = threading.Lock()  # who takes a batch is the thread that stands in _thread
+        self._thread: threading.Thread | None = None
+        self._batch: list[_Job] = []
         self._busy_since: float | None = None
-        self._closed = False
+        self._trouble: str | None = None
+        self._closed = threading.Event()
         self.batches = 0
         self.jobs = 0
 
     def start(self) -> None:
-        self._thread.start()
+        """Start the thread, and the one that watches it."""
+        self._begin_thread()
+        threading.Thread(target=self._watch, name=f"{self._name}-watch", daemon=True).start()
 
     def stop(self, timeout_s: float = 10.0) -> None:
-        """Finish what waits, then end the thread."""
-        self._closed = True
+        """Finish what waits, then end the thread; what could not be finished is told so."""
+        self._closed.set()
         self._queue.put(None)
-        self._thread.join(timeout_s)
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        self._tell_waiting("the store is closed")
 
     def problem(self) -> str | None:
         """Return why nothing can be written now, or None."""
-        if not self._thread.is_alive():
-            return "the writer thread has ended"
-        busy = self._busy_since
-        if busy is not None and time.monotonic() - busy > STUCK_S:
-            return f"a transaction has been running for {time.monotonic() - busy:.0f} s"
+        if self._closed.is_set():
+            return "the store is closed"
+        if self._thread is None:
+            return "the store is not open"
+        if self._trouble is not None:
+            return self._trouble
         if self._queue.qsize() > MAX_QUEUED:
             return f"{self._queue.qsize()} changes wait for the database"
         return None
@@ -119,9 +198,10 @@ class Writer:
         """Run ``function`` on ``items`` in a transaction; return its results once they are committed.
 
         With ``merge``, items of several callers of the same function run in one call. Raises StoreUnavailable
-        when the database cannot take it, and whatever the function raises for these items.
+        when the database cannot take it now, StoreError when it never will, and whatever the function raises for
+        these items.
         """
-        problem = "the store is closed" if self._closed else self.problem()
+        problem = self.problem()
         if problem is not None:
             raise StoreUnavailable(problem)
         loop = asyncio.get_running_loop()
@@ -129,88 +209,173 @@ class Writer:
         self._queue.put(_Job(function, items, future, loop, merge))
         return await future
 
-    # ----------------------------------------------------------------------------------- on the thread
+    # -------------------------------------------------------------------------------------- the watchman
+
+    def _begin_thread(self) -> None:
+        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(min(1.0, self._stuck_s / 4)):
+            since = self._busy_since
+            if since is not None and time.monotonic() - since > self._stuck_s:
+                self._replace(f"a transaction has been running for more than {self._stuck_s:.0f} s")
+
+    def _replace(self, reason: str) -> None:
+        """Tell all that wait, and begin anew; a thread that still hangs ends when it comes back."""
+        log.error("writer replaced", extra={"writer": self._name, "reason": reason})
+        with self._taking:
+            self._trouble = reason
+            self._busy_since = None
+            self._thread = None
+        self._tell_waiting(reason)
+        self._begin_thread()
+
+    def _tell_waiting(self, reason: str) -> None:
+        jobs, self._batch = self._batch, []
+        while True:
+            try:
+                job = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if job is not None:
+                jobs.append(job)
+        _answer([(job, StoreUnavailable(reason)) for job in jobs])
+
+    # ------------------------------------------------------------------------------------ on the thread
 
     def _run(self) -> None:
-        running = True
-        while running:
-            job = self._queue.get()
-            if job is None:
-                break
-            batch = [job]
-            while len(batch) < MAX_BATCH:
-                try:
-                    more = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-                if more is None:
-                    running = False
-                    break
-                batch.append(more)
-            self._busy_since = time.monotonic()
-            self._process(batch)
-            self._busy_since = None
-        self._drop_connection()
+        line = _Line(self._engine)
+        ended = False
+        try:
+            while self._trouble is not None and not self._closed.is_set():
+                self._probe(line)
+            while self._work(line):
+                pass
+            ended = True
+        finally:
+            line.drop()
+            if not ended and self._is_current():
+                self._replace("the writer thread has ended")
 
-    def _process(self, batch: list[_Job]) -> None:
-        """Run a batch; whatever stands in the way of a whole one is found by halving it."""
-        deadline = time.monotonic() + CONFLICT_DEADLINE_S
-        pending: list[tuple[list[_Job], bool, int]] = [(batch, False, 0)]
-        while pending:
-            jobs, rerun, broken = pending.pop()
+    def _is_current(self) -> bool:
+        return self._thread is threading.current_thread()
+
+    def _probe(self, line: _Line) -> None:
+        """See if the database can be written to again."""
+        try:
+            with line.get().begin():
+                line.get().execute(select(1))
+        except (DBAPIError, PoolTimeout) as error:
+            line.drop()
+            self._trouble = reason_of(error)
+            self._closed.wait(PROBE_S)
+        else:
+            self._trouble = None
+            log.info("writer works again", extra={"writer": self._name})
+
+    def _work(self, line: _Line) -> bool:
+        """Take what waits and run it; False when this thread is to end."""
+        job = self._next(line)
+        last = job is None
+        batch = [] if job is None else [job]
+        while not last and len(batch) < MAX_BATCH:
             try:
-                results = self._transact(jobs, rerun=rerun)
-            except Exception as error:  # noqa: BLE001  # decided below: run again, halve, or tell the caller
-                self._forget_connection(error)
-                if is_disconnect(error) and broken + 1 < RECONNECTS:
-                    time.sleep(0.05 * (broken + 1))
-                    pending.append((jobs, True, broken + 1))
-                elif is_conflict(error) and time.monotonic() < deadline:
-                    time.sleep(random.uniform(0.001, 0.02))  # noqa: S311  # jitter, not a secret
-                    pending += [(half, rerun, broken) for half in _halves(jobs)]
-                elif len(jobs) > 1 and not is_disconnect(error):
-                    pending += [(half, rerun, broken) for half in _halves(jobs)]
-                else:
-                    _answer([(job, _told(error)) for job in jobs])
+                job = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if job is None:
+                last = True
             else:
-                _answer(list(zip(jobs, results, strict=True)))
+                batch.append(job)
+        with self._taking:
+            if not self._is_current():
+                for job in batch:
+                    self._queue.put(job)
+                return False
+            self._batch, self._busy_since = batch, time.monotonic()
+        self._process(line, batch)
+        with self._taking:
+            if not self._is_current():
+                return False
+            self._batch, self._busy_since = [], None
+        return not last
 
-    def _transact(self, jobs: list[_Job], *, rerun: bool) -> list[Sequence[Any]]:
-        connection = self._connected()
+    def _next(self, line: _Line) -> _Job | None:
+        if self._capabilities.single_writer:
+            try:
+                return self._queue.get(timeout=QUIET_S)
+            except queue.Empty:
+                line.rest()
+        return self._queue.get()
+
+    def _process(self, line: _Line, batch: list[_Job]) -> None:
+        """Run a batch; whatever stands in the way of a whole one is found by halving it.
+
+        Where rows are locked, each function has a transaction of its own: it takes its locks in one sorted
+        sweep, and two nodes cannot wait for each other because they do different things first.
+        """
+        deadline = time.monotonic() + CONFLICT_DEADLINE_S
+        pending = [_Run(batch)] if batch else []
+        if not self._capabilities.single_writer:
+            pending = [_Run(group) for group in reversed(_groups(batch))]
+        while pending:
+            run = pending.pop()
+            try:
+                results, after_commit = self._transact(line, run)
+            except Exception as error:  # noqa: BLE001  # decided below: run again, halve, or tell the caller
+                if isinstance(error, DBAPIError | PoolTimeout):
+                    line.drop()
+                again = self._again(run, error, deadline)
+                told = [] if again else list(run.jobs)
+                pending += again
+                if not again and (is_disconnect(error) or is_conflict(error)):
+                    # The database itself is in the way, of all of them; they have waited long enough.
+                    told += [job for run in reversed(pending) for job in run.jobs]
+                    pending = []
+                _answer([(job, _told(error)) for job in told])
+            else:
+                if (
+                    self._is_current()
+                ):  # else another thread has the caches by now; theirs are right by version
+                    for callback in after_commit:
+                        callback()
+                _answer(list(zip(run.jobs, results, strict=True)))
+
+    def _again(self, run: _Run, error: Exception, deadline: float) -> list[_Run]:
+        """Return what to run after this error, the last one first; nothing if it is to be told."""
+        if is_disconnect(error):
+            if run.broken + 1 >= RECONNECTS:
+                return []
+            time.sleep(0.05 * (run.broken + 1))
+            return [replace(run, rerun=True, broken=run.broken + 1)]
+        if is_conflict(error):
+            if time.monotonic() >= deadline:
+                return []
+            time.sleep(random.uniform(0.001, 0.02))  # noqa: S311  # jitter, not a secret
+            return [run] if self._capabilities.single_writer else _halves(run)
+        if len(run.jobs) > 1:
+            return _halves(run)
+        if isinstance(error, IntegrityError) and not run.collided:
+            return [replace(run, collided=True)]  # another node was first: this time its row is seen
+        return []
+
+    def _transact(self, line: _Line, run: _Run) -> tuple[list[Sequence[Any]], list[Callable[[], None]]]:
+        connection = line.get()
         results: dict[int, Sequence[Any]] = {}
         with connection.begin():
             self._clock.sync(connection)
-            tx = Transaction(connection, self._kind, self._clock.now_ms(), rerun=rerun)
-            for group in _groups(jobs):
+            tx = Transaction(connection, self._capabilities.kind, self._clock.now_ms(), rerun=run.rerun)
+            for group in _groups(run.jobs):
                 items = [item for job in group for item in job.items]
                 answers = group[0].function(tx, items)
                 start = 0
                 for job in group:
                     results[id(job)] = answers[start : start + len(job.items)]
                     start += len(job.items)
-        for callback in tx.after_commit:
-            callback()
         self.batches += 1
-        self.jobs += len(jobs)
-        return [results[id(job)] for job in jobs]
-
-    def _connected(self) -> Connection:
-        if self._connection is None or self._connection.closed or self._connection.invalidated:
-            self._drop_connection()
-            self._connection = self._engine.connect()
-        return self._connection
-
-    def _forget_connection(self, error: Exception) -> None:
-        if isinstance(error, DBAPIError | PoolTimeout):
-            self._drop_connection()
-
-    def _drop_connection(self) -> None:
-        if self._connection is not None:
-            try:
-                self._connection.close()
-            except DBAPIError:
-                log.debug("connection could not be closed", exc_info=True)
-            self._connection = None
+        self.jobs += len(run.jobs)
+        return [results[id(job)] for job in run.jobs], tx.after_commit
 
 
 def _groups(jobs: list[_Job]) -> list[list[_Job]]:
@@ -221,18 +386,19 @@ def _groups(jobs: list[_Job]) -> list[list[_Job]]:
     return list(groups.values())
 
 
-def _halves(jobs: list[_Job]) -> list[list[_Job]]:
-    middle = len(jobs) // 2
+def _halves(run: _Run) -> list[_Run]:
+    middle = len(run.jobs) // 2
     # Popped from the end: the earlier half runs first.
-    return [jobs[middle:], jobs[:middle]] if middle else [jobs]
+    halves = [run.jobs[middle:], run.jobs[:middle]] if middle else [run.jobs]
+    return [replace(run, jobs=jobs) for jobs in halves]
 
 
 def _told(error: Exception) -> Exception:
-    if isinstance(error, DBAPIError | PoolTimeout):
-        unavailable = StoreUnavailable(reason_of(error))
-        unavailable.__cause__ = error
-        return unavailable
-    return error
+    if not isinstance(error, DBAPIError | PoolTimeout):
+        return error
+    told = (StoreError if is_refusal(error) else StoreUnavailable)(reason_of(error))
+    told.__cause__ = error
+    return told
 
 
 def _answer(answers: list[tuple[_Job, Any]]) -> None:

@@ -98,20 +98,30 @@ def check(engine: Engine) -> None:
 @contextmanager
 def alone(connection: Connection) -> Iterator[None]:
     """Hold a lock that other starting processes wait for, and one transaction."""
-    kind = capabilities(connection).kind
-    with _without_cascades(connection), connection.begin():  # on SQLite BEGIN IMMEDIATE is the lock
-        if kind == "postgresql":
+    with _without_cascades(connection), _lock_of_mariadb(connection), connection.begin():
+        # On SQLite BEGIN IMMEDIATE is the lock.
+        if capabilities(connection).kind == "postgresql":
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
-        elif kind == "mariadb":
-            got = connection.execute(text(f"SELECT GET_LOCK('feishu-bot-{_LOCK}', {_LOCK_WAIT_S})")).scalar()
-            if got != 1:
-                raise StoreUnavailable("another process has been changing the schema for too long")
-        try:
-            yield
-        finally:
-            if kind == "mariadb":
-                with suppress(DBAPIError):  # the connection is gone, and the lock with it
-                    connection.execute(text(f"SELECT RELEASE_LOCK('feishu-bot-{_LOCK}')"))
+        yield
+
+
+@contextmanager
+def _lock_of_mariadb(connection: Connection) -> Iterator[None]:
+    """Hold a lock around the transaction, not in it: who gets the lock must see what was committed under it."""
+    if capabilities(connection).kind != "mariadb":
+        yield
+        return
+    name = f"CONCAT('feishu-bot-{_LOCK}-', DATABASE())"
+    got = connection.execute(text(f"SELECT GET_LOCK({name}, {_LOCK_WAIT_S})")).scalar()
+    connection.commit()
+    if got != 1:
+        raise StoreUnavailable("another process has been changing the schema for too long")
+    try:
+        yield
+    finally:
+        with suppress(DBAPIError):  # the connection is gone, and the lock with it
+            connection.execute(text(f"SELECT RELEASE_LOCK({name})"))
+            connection.commit()
 
 
 @contextmanager
