@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import bindparam, delete, func, select, update
 
 from feishu_bot.model import End, InboundMessage, make_key
-from feishu_bot.store import budgets
+from feishu_bot.store import budgets, search
 from feishu_bot.store.engine import insert_ignore
 from feishu_bot.store.inbox import RETRIED, count_ends
 from feishu_bot.store.outbox import push
@@ -44,7 +44,15 @@ _LOCK_FREE_LANES = (
 _EXPIRE = (
     update(inbox)
     .where(inbox.c.id.in_(bindparam("ids", expanding=True)), inbox.c.state == OPEN)
-    .values(state=End.EXPIRED.value, reason="too old to answer", ended_at=bindparam("now"))
+    .values(
+        state=End.EXPIRED.value, reason="too old to answer", ended_at=bindparam("now"), begun_token=None
+    )
+)
+# Whoever ends a message ends the lease it was worked on under: a worker that wakes up late stores nothing.
+_END_LEASES = (
+    update(lanes)
+    .where(lanes.c.key.in_(bindparam("keys", expanding=True)))
+    .values(lease_owner=None, lease_token=None, lease_until=0)
 )
 
 
@@ -75,6 +83,7 @@ def expire(
     )
     rows = [r for r in rows if r.id in still]
     tx.connection.execute(_EXPIRE, {"ids": ids, "now": tx.now_ms})
+    tx.connection.execute(_END_LEASES, {"keys": sorted({r.lane_key for r in rows})})
     budgets.settle(tx, ids, {}, {})
     ended: dict[tuple[str, str], int] = {}
     chats: dict[tuple[str, str, str], list[InboundMessage]] = {}
@@ -246,11 +255,14 @@ def remove_hidden(tx: Transaction) -> int:
         return 0
     doomed = list(
         tx.connection.execute(
-            select(messages.c.id).where(messages.c.conversation_id.in_(hidden)).limit(PIECE)
-        ).scalars()
+            select(messages.c.id, messages.c.content)
+            .where(messages.c.conversation_id.in_(hidden))
+            .limit(PIECE)
+        ).mappings()
     )
     if doomed:
-        tx.connection.execute(delete(messages).where(messages.c.id.in_(doomed)))
+        search.remove_messages(tx.connection, tx.kind, doomed)
+        tx.connection.execute(delete(messages).where(messages.c.id.in_([row["id"] for row in doomed])))
         return len(doomed)
     tx.connection.execute(delete(conversations).where(conversations.c.id.in_(hidden)))
     return len(hidden)
