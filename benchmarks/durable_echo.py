@@ -25,7 +25,6 @@ _CONFIG = """
 server: {{port: {port}}}
 ai: {{conversation_persistence: {{db_url: "{db_url}"}}}}
 plugins: {{enabled: []}}
-logging: {{level: {level}}}
 platforms:
   feishu:
     enabled: true
@@ -59,7 +58,7 @@ def durable_rate(
     port, platform = free_port(), free_port()
     config = folder / "config.yaml"
     config.write_text(
-        _CONFIG.format(port=port, platform=platform, key=KEY, db_url=db_url, level="WARNING"),
+        _CONFIG.format(port=port, platform=platform, key=KEY, db_url=db_url),
         encoding="utf-8",
     )
     fake = ["-m", "feishu_bot.testing.feishu", "--port", str(platform), "--keep", "10"]

@@ -24,7 +24,7 @@ APART, TOGETHER = False, True
 LAYERS: list[tuple[frozenset[str], bool]] = [
     (frozenset({"errors", "model"}), TOGETHER),
     (frozenset({"config", "log", "network"}), TOGETHER),
-    (frozenset({"access", "split", "texts", "windows"}), TOGETHER),  # plain rules, no I/O
+    (frozenset({"access", "deadlines", "split", "texts", "windows"}), TOGETHER),  # plain rules, no I/O
     (frozenset({"store", "platforms", "ai", "hooks"}), APART),
     (frozenset({"state", "commands", "plugins"}), APART),
     (frozenset({"intake", "pipeline"}), TOGETHER),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from logging import getLogger
 from pathlib import Path
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 @click.option("--port", type=click.IntRange(0, 65535), help="The port to listen on; 0 takes any free one.")
 def run(config_file: str | None = None, host: str | None = None, port: int | None = None) -> None:
     """Run the server until SIGTERM or Ctrl-C."""
+    # A message makes thousands of short-lived objects and hardly a cycle: collecting every 700 of them, as Python
+    # does by default, took an eighth of the processor's time.
+    gc.set_threshold(20_000, 50, 100)
     loaded = load_config(config_file, {"server.host": host, "server.port": port})
     logging = log.configure(loaded.settings.logging, secrets=loaded.secret_values())
     try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
+from feishu_bot.deadlines import Deadlines
 from feishu_bot.errors import RetryLater, Undeliverable
 from feishu_bot.network import proxy_for, ssl_context
 
@@ -42,8 +43,9 @@ class Connection:
     Raises ConfigError for a proxy or file of certificates that cannot be used.
     """
 
-    def __init__(self, base_url: str, network: NetworkSettings | None) -> None:
+    def __init__(self, base_url: str, network: NetworkSettings | None, *, total_s: float = _TOTAL_S) -> None:
         self._base_url = base_url
+        self._calls = Deadlines(total_s)
         self._proxy = proxy_for(base_url, network)
         self._tls = ssl_context(network)
         self._session: aiohttp.ClientSession | None = None
@@ -57,16 +59,18 @@ class Connection:
         """
         if self._session is None:
             self._session = self._open()
+        headers = None if authorization is None else {"Authorization": authorization}
         try:
-            async with self._session.request(
-                method,
-                self._base_url + path,
-                data=body,
-                headers=None if authorization is None else {"Authorization": authorization},
-                proxy=self._proxy,
-                allow_redirects=False,
-            ) as response:
-                return Response(response.status, response.headers, await response.read())
+            with self._calls.guard():
+                async with self._session.request(
+                    method,
+                    self._base_url + path,
+                    data=body,
+                    headers=headers,
+                    proxy=self._proxy,
+                    allow_redirects=False,
+                ) as response:
+                    return Response(response.status, response.headers, await response.read())
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             # Refused, no such host, no TLS: the request was not sent.
             raise RetryLater(f"no connection: {type(error).__name__}") from None
@@ -87,7 +91,7 @@ class Connection:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=self._tls),
             headers={"Content-Type": "application/json; charset=utf-8"},
-            timeout=aiohttp.ClientTimeout(total=_TOTAL_S, sock_connect=_CONNECT_S),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
 

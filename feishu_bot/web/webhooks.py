@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from feishu_bot.deadlines import Deadlines
 from feishu_bot.errors import Refused, StoreUnavailable
 from feishu_bot.platforms.base import WebhookRequest
 from feishu_bot.store.work import Recorded
@@ -28,7 +29,7 @@ READ_TIMEOUT_S = 10.0  # for a request's body; platforms post from close by
 RECORD_TIMEOUT_S = 2.5  # Feishu gives up after 3 s; then it shall hear "later" rather than nothing
 
 # The same body for every refusal of one kind: a difference would tell an attacker how far he got.
-_REFUSALS = {400: "bad request", 401: "unauthorized", 403: "forbidden"}
+REFUSALS = {400: "bad request", 401: "unauthorized", 403: "forbidden"}
 
 
 class Webhooks:
@@ -49,6 +50,7 @@ class Webhooks:
         self._gate = gate
         self._metrics = metrics
         self._clock = clock
+        self._recording = Deadlines(RECORD_TIMEOUT_S)
         self._reached = reached  # told of each step; tests stop the process there
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -74,7 +76,7 @@ class Webhooks:
                 },
             )
             self._metrics.refused[account, str(error.status)] += 1
-            return error_response(error.status, _REFUSALS[error.status])
+            return error_response(error.status, REFUSALS[error.status])
         self._step("received")
         if received.messages:
             closed = self._gate.closed()
@@ -82,7 +84,7 @@ class Webhooks:
                 log.warning("request put off", extra={"account": account, "reason": closed})
                 return unavailable()
             try:
-                async with asyncio.timeout(RECORD_TIMEOUT_S):
+                with self._recording.guard():
                     results = await self._intake.record(received.messages)
             except (StoreUnavailable, TimeoutError) as error:
                 log.warning("request put off", extra={"account": account, "reason": str(error) or "too slow"})
