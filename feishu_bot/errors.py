@@ -7,7 +7,11 @@
     ├── StoreError
     │   ├── StoreUnavailable   (ValueError) try again later; nothing was written
     │   ├── SchemaMismatch     run ``db upgrade``, or a newer program
-    │   └── ConversationNotFound (ValueError) there is no such conversation
+    │   ├── BackupDamaged      take another backup: this one is not as it was written
+    │   ├── RestoreRefused     nothing was changed; the message says what stands in the way
+    │   ├── InvalidImport      (ValueError) correct the file at the line it names
+    │   ├── ConversationNotFound (ValueError) there is no such conversation
+    │   └── MessageNotFound    (ValueError) there is no such message
     ├── LeaseLost              drop the work: another process has taken it over
     ├── Refused                a request from outside that is not taken
     │   ├── BadSignature       answer 401
@@ -55,12 +59,35 @@ class SchemaMismatch(StoreError):
     """The database's schema is not the one this program knows."""
 
 
+class BackupDamaged(StoreError):
+    """A backup is cut off or altered, or does not hold what the database held."""
+
+
+class RestoreRefused(StoreError):
+    """A backup is not restored; nothing was changed. The message says what stands in the way."""
+
+
+class InvalidImport(StoreError, ValueError):
+    """What was to be imported is damaged or no conversation; the message says where and why.
+
+    Nothing of the conversation it stands in was stored.
+    """
+
+
 class ConversationNotFound(StoreError, ValueError):
     """There is no conversation with this id."""
 
     def __init__(self, conversation_id: int) -> None:
         super().__init__(f"Conversation not found: {conversation_id}")
         self.conversation_id = conversation_id
+
+
+class MessageNotFound(StoreError, ValueError):
+    """There is no message with this id, or not where it was looked for."""
+
+    def __init__(self, message_id: int) -> None:
+        super().__init__(f"Message not found: {message_id}")
+        self.message_id = message_id
 
 
 class LeaseLost(BotError):

@@ -1,6 +1,6 @@
 """The typed settings tree and its loader; the only reader of the environment."""
 
-from feishu_bot.config.environment import Database, database_from
+from feishu_bot.config.environment import Database, database_from, process_variables
 from feishu_bot.config.loader import Loaded, absolute_database, load
 from feishu_bot.config.settings import (
     AccessSettings,
@@ -58,4 +58,5 @@ __all__ = [
     "format_duration",
     "load",
     "parse_duration",
+    "process_variables",
 ]

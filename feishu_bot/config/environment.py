@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -19,9 +20,11 @@ from feishu_bot.config.document import (
 )
 from feishu_bot.config.schema import Shape, fields_of
 from feishu_bot.config.settings import BotSettings
+from feishu_bot.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
 PREFIX = "FEISHU_BOT__"
 PERSISTENCE = ("ai", "conversation_persistence")
@@ -276,6 +279,17 @@ def database_from(variables: Mapping[str, str]) -> Database | None:
     if folder := variables.get("CONVERSATION_DATA_DIR"):
         return Database(f"sqlite:///{folder.rstrip('/') or '/'}/{DEFAULT_DATABASE}", "CONVERSATION_DATA_DIR")
     return None
+
+
+def process_variables(dotenv: Path | None = None) -> dict[str, str]:
+    """Return the process's environment variables, over those of a ``.env`` file if one is named and there."""
+    below: dict[str, str] = {}
+    if dotenv is not None and dotenv.is_file():
+        mistakes = Mistakes()
+        below = read_dotenv(dotenv.read_text(encoding="utf-8"), str(dotenv), mistakes)
+        if mistakes.found:
+            raise ConfigError(mistakes.lines())
+    return {**below, **os.environ}
 
 
 def _whole_number(text: str | None) -> int | None:

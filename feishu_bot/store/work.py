@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 from feishu_bot.store.schema import OPEN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, RowMapping
 
     from feishu_bot.model import BudgetRefusal, CallUsage, End, InboundMessage
+
+    StoredRow = Mapping[str, Any] | RowMapping  # a row with all columns, by their names
 
 
 @dataclass(slots=True)

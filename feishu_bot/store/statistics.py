@@ -1,0 +1,143 @@
+"""Numbers about what is stored. They come from the conversations' counters and the ledger, never from messages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import func, select
+
+from feishu_bot.store.schema import conversations, usage
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import ColumnElement, Select
+
+    from feishu_bot.store.work import Transaction
+
+_c = conversations.c
+_u = usage.c
+
+STATISTICS_BY: Final = ("day", "platform", "user")
+USAGE_BY: Final = ("user", "chat", "platform", "model", "day", "tenant")
+
+
+def _within(
+    statement: Select[Any],
+    instant: ColumnElement[datetime],
+    tenant: ColumnElement[str],
+    *,
+    since: datetime | None,
+    until: datetime | None,
+    tenant_id: str | None,
+) -> Select[Any]:
+    if since is not None:
+        statement = statement.where(instant >= since)
+    if until is not None:
+        statement = statement.where(instant < until)
+    if tenant_id is not None:
+        statement = statement.where(tenant == tenant_id)
+    return statement
+
+
+def totals(
+    tx: Transaction,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    by: str | None = None,
+    tenant_id: str | None = None,
+    limit: int = 1000,
+) -> dict[str, Any]:
+    """Return how many conversations, messages and tokens there are, averages and the longest conversation.
+
+    ``since`` and ``until`` choose the conversations that were last active from one instant to before the other.
+    With ``by`` (day of the last activity in UTC, platform, user) the same sums stand under ``by``, for at most
+    ``limit`` groups: days newest first, others by their messages.
+    """
+
+    def chosen(*columns: Any) -> Select[Any]:
+        statement = select(*columns).where(_c.hidden_at.is_(None))
+        return _within(
+            statement, _c.last_activity, _c.tenant_id, since=since, until=until, tenant_id=tenant_id
+        )
+
+    sums = (func.count(), func.sum(_c.message_count), func.sum(_c.total_tokens))
+    count, message_count, tokens = [int(n or 0) for n in tx.connection.execute(chosen(*sums)).one()]
+    longest = tx.connection.execute(
+        chosen(_c.message_count, _c.user_key).order_by(_c.message_count.desc()).limit(1)
+    ).one_or_none()
+    found: dict[str, Any] = {
+        "total_conversations": count,
+        "total_messages": message_count,
+        "total_tokens": tokens,
+        "average_messages_per_conversation": round(message_count / count, 2) if count else 0.0,
+        "average_tokens_per_conversation": round(tokens / count, 2) if count else 0.0,
+        "longest_conversation_messages": int(longest[0]) if longest is not None else 0,
+        "longest_conversation_user": longest[1] if longest is not None else None,
+    }
+    if by is not None:
+        group = {"day": func.date(_c.last_activity), "platform": _c.platform, "user": _c.user_key}[by]
+        order = group.desc() if by == "day" else sums[1].desc()
+        rows = tx.connection.execute(chosen(group, *sums).group_by(group).order_by(order, group).limit(limit))
+        found["by"] = {
+            str(row[0]): {
+                "total_conversations": int(row[1]),
+                "total_messages": int(row[2]),
+                "total_tokens": int(row[3]),
+            }
+            for row in rows
+        }
+    return found
+
+
+def usage_by(
+    tx: Transaction,
+    by: str,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    tenant_id: str | None = None,
+    limit: int = 1000,
+) -> list[dict[str, Any]]:
+    """Return what model calls have used, from the ledger: calls, tokens and cost per person, chat, … or day.
+
+    Days (UTC) come newest first, others by their tokens. The ledger is not changed by clear, delete or cleanup.
+    """
+    group: Any = {
+        "user": _u.user_id,
+        "chat": _u.chat_id,
+        "platform": _u.platform,
+        "model": _u.model,
+        "day": func.date(_u.at),
+        "tenant": _u.tenant_id,
+    }[by]
+    tokens = func.sum(_u.input_tokens + _u.output_tokens)
+    statement = _within(
+        select(
+            group,
+            func.count(),
+            func.sum(_u.input_tokens),
+            func.sum(_u.output_tokens),
+            tokens,
+            func.sum(_u.cost_usd),
+        ),
+        _u.at,
+        _u.tenant_id,
+        since=since,
+        until=until,
+        tenant_id=tenant_id,
+    )
+    order = group.desc() if by == "day" else tokens.desc()
+    rows = tx.connection.execute(statement.group_by(group).order_by(order, group).limit(limit))
+    return [
+        {
+            by: None if row[0] is None else str(row[0]),
+            "calls": int(row[1]),
+            "input_tokens": int(row[2]),
+            "output_tokens": int(row[3]),
+            "total_tokens": int(row[4]),
+            "cost_usd": None if row[5] is None else float(row[5]),
+        }
+        for row in rows
+    ]
