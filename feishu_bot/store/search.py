@@ -10,13 +10,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import String, bindparam, cast, func, literal, or_, select, text, tuple_, update
+from sqlalchemy import String, bindparam, cast, literal, or_, select, text, tuple_, update
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import ClauseElement, Executable
 
-from feishu_bot.model import ChatType
-from feishu_bot.model import user_key as key_of
+from feishu_bot.store.people import Person
 from feishu_bot.store.schema import SEARCH_TABLE, conversations, messages
 from feishu_bot.store.terms import MAX_WORD_CHARS, Query, terms
 
@@ -49,7 +48,8 @@ _IN_CONVERSATION = (
     .order_by(_m.id)
     .limit(bindparam("most"))
 )
-_NEWEST_ID = select(func.max(_m.id))
+_NEWEST_ID = "SELECT max(id) FROM messages"
+_ADD_MANY = f"INSERT INTO {SEARCH_TABLE} (rowid, terms) VALUES (?, ?)"
 _NOT_INDEXED = (
     select(_m.id, _m.content)
     .where(_m.search_terms.is_(None), _m.id > bindparam("after"))
@@ -77,9 +77,10 @@ def index_inserted(connection: Connection, kind: str, contents: Sequence[str]) -
     """
     if kind != "sqlite" or not contents:
         return
-    first = connection.execute(_NEWEST_ID).scalar_one() - len(contents) + 1
-    connection.execute(
-        ADD, [{"id": n, "terms": " ".join(terms(content))} for n, content in enumerate(contents, first)]
+    # Past SQLAlchemy, as everything on a message's way.
+    first = connection.exec_driver_sql(_NEWEST_ID).scalar_one() - len(contents) + 1
+    connection.exec_driver_sql(
+        _ADD_MANY, [(n, " ".join(terms(content))) for n, content in enumerate(contents, first)]
     )
 
 
@@ -213,7 +214,7 @@ class _Place(NamedTuple):
 
 
 class _Filters(NamedTuple):
-    keys: tuple[str, ...]
+    speakers: list[Person]
     tenant_id: str | None
     role: str | None
     since: datetime | None
@@ -226,7 +227,8 @@ def search_messages(
     kind: str,
     text: str,
     *,
-    user_key: str | Sequence[str] | None = None,
+    user_key: str | None = None,
+    person: str | None = None,
     platform: str | None = None,
     role: str | None = None,
     tenant_id: str | None = None,
@@ -239,15 +241,22 @@ def search_messages(
     """Return the messages in which every word and every "quoted phrase" of ``text`` occurs, newest first.
 
     A word matches from the beginning of a word, Chinese from one character up matches anywhere; case and width of
-    characters do not count; nothing but the quotation mark is syntax. ``user_key`` (one or several) is the speaker;
-    an answer belongs to the user of its conversation. ``until`` is exclusive; naive instants are UTC. The hit
-    stands between ``marks`` in ``snippet``. Of a message the first 100,000 characters are looked at.
+    characters do not count; nothing but the quotation mark is syntax. ``user_key`` is the speaker, ``person`` (a
+    person or a user key) is the speaker in every kind of chat; an answer belongs to the user of its conversation.
+    ``until`` is exclusive; naive instants are UTC. The hit stands between ``marks`` in ``snippet``. Of a message the
+    first 100,000 characters are looked at.
     """
     query = Query(text)
     if not query or limit <= 0:
         return []
     filters = _filters(
-        user_key=user_key, platform=platform, role=role, tenant_id=tenant_id, since=since, until=until
+        user_key=user_key,
+        person=person,
+        platform=platform,
+        role=role,
+        tenant_id=tenant_id,
+        since=since,
+        until=until,
     )
     if filters is None:
         return []
@@ -265,30 +274,10 @@ def search_messages(
     return found
 
 
-def keys_of(user: str) -> tuple[str, ...]:
-    """Return the user keys that a person ``platform:sender_id``, or a user key, speaks under; first ``user`` itself.
-
-    A user key of another form than ``platform:chat_type:sender_id`` stands for itself alone.
-    """
-    parts = user.split(":")
-    if len(parts) == 3 and parts[1] in set(ChatType) and all(parts):  # noqa: PLR2004  # platform:chat_type:sender_id
-        platform, sender = parts[0], parts[2]
-    elif len(parts) == 2 and all(parts):  # noqa: PLR2004  # platform:sender_id
-        platform, sender = parts
-    else:
-        return (user,)
-    platform, sender = (p.replace("%3A", ":").replace("%25", "%") for p in (platform, sender))
-    return tuple(dict.fromkeys([user, *(key_of(platform, t.value, sender) for t in ChatType)]))
-
-
-def spoken_by(keys: Sequence[str]) -> ColumnElement[bool]:
-    """Select the messages of a speaker: said under one of the keys, or an answer in a conversation of theirs."""
-    return or_(_m.sender_id.in_(keys), _m.sender_id.is_(None) & _c.user_key.in_(keys))
-
-
 def _filters(
     *,
-    user_key: str | Sequence[str] | None,
+    user_key: str | None,
+    person: str | None,
     platform: str | None,
     role: str | None,
     tenant_id: str | None,
@@ -296,13 +285,16 @@ def _filters(
     until: datetime | None,
 ) -> _Filters | None:
     """Return the conditions, or None where nothing can fulfil them."""
-    keys = (user_key,) if isinstance(user_key, str) else tuple(user_key or ())
-    if not all(_storable(value) for value in (*keys, platform, role, tenant_id) if value is not None):
+    if not all(_storable(v) for v in (user_key, person, platform, role, tenant_id) if v is not None):
         return None
+    speakers: list[Person] = []
+    if user_key is not None:
+        speakers.append(Person(user_key, (user_key,), ()))
+    if person is not None:
+        speakers.append(Person.of(person))
     since, until = _utc(since), _utc(until)
     conditions: list[ColumnElement[bool]] = [_c.hidden_at.is_(None), _m.recalled_at.is_(None)]
-    if keys:
-        conditions.append(spoken_by(keys))
+    conditions += [or_(who.said, _m.sender_id.is_(None) & who.owns) for who in speakers]
     if platform is not None:
         conditions.append(_c.platform == platform)
     if role is not None:
@@ -313,7 +305,7 @@ def _filters(
         conditions.append(_m.timestamp >= since)
     if until is not None:
         conditions.append(_m.timestamp < until)
-    return _Filters(keys, tenant_id, role, since, until, conditions)
+    return _Filters(speakers, tenant_id, role, since, until, conditions)
 
 
 def _storable(value: str) -> bool:
@@ -374,11 +366,13 @@ def _narrow(connection: Connection, filters: _Filters) -> set[_Place] | None:
     """Return the few messages that the filters leave; None where they leave many."""
     place = (_m.timestamp, _m.id)
     statements: list[Select[Any]] = []
-    if filters.keys:
+    if filters.speakers:
+        who = filters.speakers[0]
         own = select(*place).join_from(conversations, messages, _c.id == _m.conversation_id)
         statements = [
-            select(*place).where(_m.sender_id.in_(filters.keys)),
-            own.where(_c.user_key.in_(filters.keys)),
+            select(*place).where(who.said),
+            own.where(_c.user_key.in_(who.keys)),
+            own.where(_c.user_id.in_(who.ids)),
         ]
     elif filters.tenant_id is not None:
         own = select(*place).join_from(conversations, messages, _c.id == _m.conversation_id)

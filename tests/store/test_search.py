@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import delete, func, insert, select, text, update
 
-from feishu_bot.model import End, InboundMessage
+from feishu_bot.model import End, InboundMessage, person_key, user_key
 from feishu_bot.store import search
 from feishu_bot.store.cleanup import remove_hidden
 from feishu_bot.store.engine import capabilities, open_engine
+from feishu_bot.store.people import Person
 from feishu_bot.store.schema import SEARCH_TABLE, conversations, messages
 from feishu_bot.store.terms import MAX_SEARCHED_CHARS, Query, normalise, terms
 from feishu_bot.store.work import (
@@ -291,7 +292,9 @@ def test_a_search_is_narrowed_by_speaker_platform_role_tenant_and_time(book):
     found = {
         "speaker": book.texts("天气", user_key="qq:group:ann"),
         "own answers too": book.texts("天气", user_key="web:private:ann"),
-        "several keys": book.texts("天气", user_key=["web:private:ann", "qq:group:bob"]),
+        "person": book.texts("天气", person="qq:ann"),
+        "person by a key": book.texts("天气", person="qq:private:ann"),
+        "person's answers": book.texts("天气", person="web:ann"),
         "platform": book.texts("天气", platform="web"),
         "role": book.texts("天气", role="assistant"),
         "tenant": book.texts("天气", tenant_id="acme", limit=1),
@@ -305,7 +308,9 @@ def test_a_search_is_narrowed_by_speaker_platform_role_tenant_and_time(book):
     assert found == {
         "speaker": ["天气 3"],
         "own answers too": ["天气 2", "天气 1"],
-        "several keys": ["天气 4", "天气 2", "天气 1"],
+        "person": ["天气 3"],
+        "person by a key": ["天气 3"],
+        "person's answers": ["天气 2", "天气 1"],
         "platform": ["天气 2", "天气 1"],
         "role": ["天气 5", "天气 2"],
         "tenant": ["天气 5"],
@@ -337,13 +342,20 @@ def test_hidden_conversations_and_recalled_messages_are_not_found(book):
     assert book.find("天气") == []
 
 
-def test_a_person_is_found_under_each_kind_of_chat():
+def test_a_person_speaks_under_the_keys_of_each_kind_of_chat():
     every = {"qq:private:a%3Ab", "qq:group:a%3Ab", "qq:channel:a%3Ab"}
-    assert set(search.keys_of("qq:group:a%3Ab")) == every
-    assert set(search.keys_of("qq:a%3Ab")) == every | {"qq:a%3Ab"}
-    assert search.keys_of("user123") == ("user123",)
-    assert search.keys_of("a:b:c:d") == ("a:b:c:d",)
-    assert search.keys_of("qq:chat:g1") == ("qq:chat:g1",)
+    assert set(Person.of("qq:group:a%3Ab").keys) == every
+    assert set(Person.of("qq:a%3Ab").keys) == every | {"qq:a%3Ab"}
+    assert set(Person.of("qq:group:a%3Ab").ids) == {"qq:group:a%3Ab", "qq:a%3Ab"}
+    assert Person.of("user123").keys == ("user123",)
+    assert Person.of("a:b:c:d").keys == ("a:b:c:d",)
+    assert Person.of("qq:chat:g1").keys == ("qq:chat:g1",)
+
+
+def test_a_person_with_a_long_name_is_found_by_it():
+    sender = "x" * 245
+    assert user_key("qq", "private", sender) in Person.of(person_key("qq", sender)).keys
+    assert user_key("qq", "private", "y" * 300) in Person.of(person_key("qq", "y" * 300)).keys
 
 
 # --------------------------------------------------------------------------------------------------- snippets
