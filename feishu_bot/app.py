@@ -29,6 +29,7 @@ from feishu_bot.waiters import Waiters
 from feishu_bot.web.chat import Chat
 from feishu_bot.web.health import Health
 from feishu_bot.web.server import Server
+from feishu_bot.web.sockets import Sockets
 from feishu_bot.web.webhooks import Webhooks
 from feishu_bot.worker import Worker
 
@@ -120,6 +121,7 @@ class App:
             language=settings.chat.language,
             require_at_in_groups=settings.chat.require_at_in_groups,
             identified=self._identified,
+            connected=self._connected,
         )
         return {
             account: types[own.type](account, own, context)
@@ -130,6 +132,10 @@ class App:
     def _identified(self) -> None:
         """Judge the mentions that waited for the bot's own id."""
         self.worker.look_now()
+
+    def _connected(self, account: str) -> None:
+        """Send at once what waited for a way out."""
+        self.delivery.hasten(account)
 
     def _jobs(self) -> list[Job]:
         cleaning, days = (
@@ -160,8 +166,9 @@ class App:
         webhooks = Webhooks(
             self.platforms, self.intake, self.gate, self.metrics, clock=clock, reached=self._reached
         )
+        sockets = Sockets(self.platforms, self.intake, self.gate, self.metrics, reached=self._reached)
         health = Health(self.metrics, broken=self._broken, degraded=self._degraded)
-        return Server(self.settings.server, webhooks=webhooks, chat=chat, health=health)
+        return Server(self.settings.server, webhooks=webhooks, sockets=sockets, chat=chat, health=health)
 
     # ------------------------------------------------------------------------------------------- running
 

@@ -6,11 +6,13 @@ import asyncio
 import logging
 import random
 import secrets
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from feishu_bot.errors import RetryLater, StoreUnavailable, Undeliverable
 from feishu_bot.model import Outgoing, make_key
 from feishu_bot.pipeline import read_part
+from feishu_bot.store.waiting import hasten, waiting_parts
 from feishu_bot.store.work import Lease, PartToSend, SendResult, SendStep
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ GIVE_UP_MS: Final = 24 * 3600 * 1000  # after so long of "later" a reply is dead
 ASIDE_AFTER: Final = 10  # attempts after which a reply that alone fails no longer holds its lane
 MAX_PAUSE_S: Final = 900.0
 PER_ACCOUNT: Final = 64  # calls to one platform account at once
+_HASTENED: Final = 500  # lanes of one transaction
 _PAUSE_S: Final = 0.5  # before the store is asked again after it could not be used
 
 
@@ -45,6 +48,7 @@ class Delivery:
         self._reached = reached  # told of each step; tests stop the process there
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._again: set[str] = set()
+        self._hastening: set[asyncio.Task[None]] = set()
         self._limits = {account: asyncio.Semaphore(PER_ACCOUNT) for account in platforms}
         self._last_success: dict[str, int] = {}  # chat -> ms, to tell a bad reply from a bad platform
         self._stopping = False
@@ -72,10 +76,28 @@ class Delivery:
         elif not self._stopping:
             self._tasks[lane_key] = asyncio.create_task(self._run(lane_key, None))
 
+    def hasten(self, account: str) -> None:
+        """Send now what waits for another attempt: there is a new way to the platform."""
+        if not self._stopping:
+            task = asyncio.create_task(self._hasten(account))
+            self._hastening.add(task)
+            task.add_done_callback(self._hastening.discard)
+
+    async def _hasten(self, account: str) -> None:
+        try:
+            found = await self._store.read(lambda tx: waiting_parts(tx, account))
+            for start in range(0, len(found), _HASTENED):
+                keys = found[start : start + _HASTENED]
+                await self._store.run(partial(hasten, account=account, lane_keys=keys))
+                for lane in keys:
+                    self.nudge(lane)
+        except StoreUnavailable as error:
+            log.warning("store unavailable", extra={"step": "hasten", "reason": str(error)})
+
     async def stop(self, grace_s: float) -> None:
         """Finish what is being sent, for at most ``grace_s`` seconds."""
         self._stopping = True
-        tasks = list(self._tasks.values())
+        tasks = [*self._tasks.values(), *self._hastening]
         if tasks:
             await asyncio.wait(tasks, timeout=grace_s)
         for task in tasks:

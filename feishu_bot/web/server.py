@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from feishu_bot.config import ServerSettings
     from feishu_bot.web.chat import Chat
     from feishu_bot.web.health import Health
+    from feishu_bot.web.sockets import Sockets
     from feishu_bot.web.webhooks import Webhooks
 
 _STATIC: Final = Path(__file__).parent / "static"
@@ -37,7 +38,9 @@ async def _security_headers(_request: web.Request, response: web.StreamResponse)
 class Server:
     """Listens for HTTP on one port."""
 
-    def __init__(self, settings: ServerSettings, *, webhooks: Webhooks, chat: Chat, health: Health) -> None:
+    def __init__(
+        self, settings: ServerSettings, *, webhooks: Webhooks, sockets: Sockets, chat: Chat, health: Health
+    ) -> None:
         self._settings = settings
         application = web.Application(
             client_max_size=settings.max_body_bytes,
@@ -48,6 +51,7 @@ class Server:
             [
                 web.post("/webhook/{account}", webhooks.handle),
                 web.get("/webhook/{account}", webhooks.handle),
+                web.get("/ws/{account}", sockets.handle),
                 web.post("/chat", chat.handle),
                 web.get("/healthz", health.healthz),
                 web.get("/readyz", health.readyz),
@@ -56,6 +60,7 @@ class Server:
                 web.static("/static", _STATIC),
             ]
         )
+        self._sockets = sockets
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=_LAST_REQUESTS_S)
         self._site: web.TCPSite | None = None
 
@@ -78,6 +83,7 @@ class Server:
     async def stop(self) -> None:
         """Close every connection."""
         await self._runner.cleanup()
+        await self._sockets.stop()
 
 
 def _page(path: Path) -> Handler:
