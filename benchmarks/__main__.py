@@ -9,7 +9,7 @@ import sys
 
 from benchmarks.processes import ROOT
 
-FIGURES = ("durable_echo",)
+FIGURES = ("durable_echo", "library")
 
 
 def main() -> None:
