@@ -116,7 +116,7 @@ def rows_of_every_sort() -> list[tuple[Table, list[dict[str, Any]]]]:
         "tokens": 50,
         "at": SAID_MS,
     }
-    held |= {"windows": f'[["daily","web:u1",{SAID_MS}]]', "ledger": "{}"}
+    held |= {"windows": f'[["daily","web:u1",{SAID_MS}]]', "ledger": '{"platform":"web","user_id":"web:u1"}'}
     lane = {"key": "lane", "ready_at": SAID_MS, "send_ready_at": SAID_MS}
     lane |= {"lease_owner": "host|1|1", "lease_until": SAID_MS, "lease_token": "t"}
     ended = {"day": "2025-06-18", "account": "web", "shard": 0}

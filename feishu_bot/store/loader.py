@@ -85,7 +85,7 @@ def build_sqlite(
                 _continue_sqlite(driver, table)
         driver.execute("COMMIT")
         if index:
-            _index(driver)
+            index_sqlite(driver)
         orphan = driver.execute("PRAGMA foreign_key_check").fetchone()
         if orphan is not None:
             raise BackupDamaged(
@@ -104,7 +104,8 @@ def _continue_sqlite(driver: sqlite3.Connection, table: TableHeader) -> None:
     driver.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table.name, used))
 
 
-def _index(driver: sqlite3.Connection) -> None:
+def index_sqlite(driver: sqlite3.Connection) -> None:
+    """Enter all messages into the search index."""
     engine = create_engine("sqlite://", creator=lambda: driver, poolclass=StaticPool)
     with engine.connect() as connection:
         after: int | None = 0

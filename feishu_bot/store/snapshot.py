@@ -71,6 +71,12 @@ def kept_tables() -> list[Table]:
     return [table for table in metadata.sorted_tables if is_kept(table)]
 
 
+def kept_columns(table: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Return those of a table's columns that a backup holds, in their order."""
+    left_out = _LEFT_OUT.get(table, frozenset())
+    return tuple(name for name in names if name not in left_out)
+
+
 class Snapshot:
     """A database at one instant. Made by ``open_snapshot``, or over a connection in a transaction of its own."""
 
