@@ -44,9 +44,7 @@ _LOCK_FREE_LANES = (
 _EXPIRE = (
     update(inbox)
     .where(inbox.c.id.in_(bindparam("ids", expanding=True)), inbox.c.state == OPEN)
-    .values(
-        state=End.EXPIRED.value, reason="too old to answer", ended_at=bindparam("now"), begun_token=None
-    )
+    .values(state=End.EXPIRED.value, reason="too old to answer", ended_at=bindparam("now"), begun_token=None)
 )
 # Whoever ends a message ends the lease it was worked on under: a worker that wakes up late stores nothing.
 _END_LEASES = (
@@ -246,7 +244,8 @@ def remove_hidden(tx: Transaction) -> int:
     hidden = list(
         tx.connection.execute(
             select(conversations.c.id)
-            .where(conversations.c.hidden_at.is_not(None))
+            # An import that is not ready stays hidden until an instant to come.
+            .where(conversations.c.hidden_at <= datetime.fromtimestamp(tx.now_ms / 1000, UTC))
             .order_by(conversations.c.id)
             .limit(PIECE)
         ).scalars()
