@@ -28,6 +28,7 @@ ASIDE_AFTER: Final = 10  # attempts after which a reply that alone fails no long
 MAX_PAUSE_S: Final = 900.0
 PER_ACCOUNT: Final = 64  # calls to one platform account at once
 _HASTENED: Final = 500  # lanes of one transaction
+_AGAIN_S: Final = 0.5  # between two looks for what may go at once
 _PAUSE_S: Final = 0.5  # before the store is asked again after it could not be used
 
 
@@ -48,6 +49,7 @@ class Delivery:
         self._reached = reached  # told of each step; tests stop the process there
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._again: set[str] = set()
+        self._handed: dict[str, PartToSend] = {}
         self._hastening: set[asyncio.Task[None]] = set()
         self._limits = {account: asyncio.Semaphore(PER_ACCOUNT) for account in platforms}
         self._last_success: dict[str, int] = {}  # chat -> ms, to tell a bad reply from a bad platform
@@ -64,8 +66,8 @@ class Delivery:
     def take(self, part: PartToSend) -> None:
         """Send a part that is marked as attempting under our lease, then what follows in its lane."""
         lane = part.lease.lane_key
-        if lane in self._tasks:  # cannot be while leases hold; the lease's end will sort it out
-            self._again.add(lane)
+        if lane in self._tasks:  # it is looking at the lane just now, and finds it held by this part's lease
+            self._handed[lane] = part
             return
         self._tasks[lane] = asyncio.create_task(self._run(lane, part))
 
@@ -85,12 +87,15 @@ class Delivery:
 
     async def _hasten(self, account: str) -> None:
         try:
-            found = await self._store.read(lambda tx: waiting_parts(tx, account))
-            for start in range(0, len(found), _HASTENED):
-                keys = found[start : start + _HASTENED]
-                await self._store.run(partial(hasten, account=account, lane_keys=keys))
-                for lane in keys:
-                    self.nudge(lane)
+            # Once more for what was being tried in vain, and not yet put back, when the way opened.
+            for pause_s in (0.0, _AGAIN_S):
+                await asyncio.sleep(pause_s)
+                found = await self._store.read(lambda tx: waiting_parts(tx, account))
+                for start in range(0, len(found), _HASTENED):
+                    keys = found[start : start + _HASTENED]
+                    await self._store.run(partial(hasten, account=account, lane_keys=keys))
+                    for lane in keys:
+                        self.nudge(lane)
         except StoreUnavailable as error:
             log.warning("store unavailable", extra={"step": "hasten", "reason": str(error)})
 
@@ -123,7 +128,10 @@ class Delivery:
             log.exception("delivery failed", extra={"lane": lane})
         finally:
             del self._tasks[lane]
-            if lane in self._again:
+            handed = self._handed.pop(lane, None)
+            if handed is not None and not self._stopping:
+                self.take(handed)
+            elif lane in self._again:
                 self._again.discard(lane)
                 self.nudge(lane)
 
