@@ -11,12 +11,14 @@ import logging
 import secrets
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from feishu_bot.errors import LeaseLost, StoreUnavailable
 from feishu_bot.log import bind
 from feishu_bot.store import cleanup, leases
 from feishu_bot.store.work import Lease, NoWork, Outcome, Work
+from feishu_bot.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_ACTIVE: Final = 1000  # messages of this process that are being answered at once
+MAX_PER_CHAT: Final = 100  # of these, of one group
 MAX_PER_CLAIM: Final = 200  # lanes taken by one transaction
+MAX_LOOKED_AT: Final = 20_000  # lanes that one look at the database may bring
 POLL_S: Final = 1.0  # how often the database is asked for lanes nobody works on
 RENEW_S: Final = 5.0  # how often leases are renewed and the dead are looked for
 SWEEP_S: Final = 30.0  # how often messages that are too old are ended
@@ -50,6 +54,7 @@ class Worker:
         finished: Callable[[Work, Outcome, Committed], None],
         on_text: Callable[[Work], Callable[[str], None] | None],
         answer_within_ms: int | None,
+        report: Callable[[Transaction], None] = lambda _tx: None,
         reached: Callable[[str], None] = lambda _step: None,
     ) -> None:
         self._store = store
@@ -58,14 +63,17 @@ class Worker:
         self._finished = finished
         self._on_text = on_text
         self._answer_within_ms = answer_within_ms
+        self._report = report  # written with every renewal of the leases
         self._reached = reached  # told of each step; tests stop the process there
-        self._ready: dict[str, None] = {}  # in the order in which they became ready
+        self._ready = Turns(MAX_PER_CHAT)
         self._active: dict[str, asyncio.Task[None]] = {}
         self._again: set[str] = set()
         self._wake = asyncio.Event()
+        self._look = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
         self._looks: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._leaving = False
         self.depth: Depth | None = None
         self.unreachable: str | None = None  # why the database could not be asked the last time
 
@@ -93,9 +101,27 @@ class Worker:
         """Say that a lane has something new."""
         if lane_key in self._active:
             self._again.add(lane_key)
-        elif lane_key not in self._ready:
-            self._ready[lane_key] = None
+        elif self._ready.add(lane_key):
             self._wake.set()
+
+    def poll_now(self) -> None:
+        """Ask the database at once what is to be done: another process has something to give away."""
+        self._look.set()
+
+    @property
+    def leaving(self) -> bool:
+        """Whether what is not begun yet is left to other processes."""
+        return self._leaving
+
+    @leaving.setter
+    def leaving(self, leaving: bool) -> None:
+        self._leaving = leaving
+        self._wake.set()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a message recorded by this process would have to wait here."""
+        return self._leaving or self._stopping or len(self._active) >= MAX_ACTIVE
 
     def look_now(self) -> None:
         """Have every waiting lane looked at again (a platform has learned its own id)."""
@@ -119,19 +145,18 @@ class Worker:
         while not self._stopping:
             await self._wake.wait()
             self._wake.clear()
-            while self._ready and not self._stopping:
+            while self._ready and not self._stopping and not self._leaving:
                 room = MAX_ACTIVE - len(self._active)
                 if room <= 0:
                     break  # a task that ends wakes us
-                lanes = [lane for lane, _ in zip(self._ready, range(min(room, MAX_PER_CLAIM)), strict=False)]
-                for lane in lanes:
-                    del self._ready[lane]
+                lanes = self._ready.take(min(room, MAX_PER_CLAIM))
                 try:
                     await self._begin(lanes)
                 except StoreUnavailable as error:
                     log.warning("store unavailable", extra={"step": "begin", "reason": str(error)})
+                    self._ready.done(lanes)
                     for lane in lanes:
-                        self._ready.setdefault(lane)
+                        self._ready.add(lane)
                     await asyncio.sleep(_PAUSE_S)
 
     async def _begin(self, lanes: list[str]) -> None:
@@ -141,43 +166,52 @@ class Worker:
             if isinstance(result, Work):
                 self._reached("begun")
                 self._active[lane] = asyncio.create_task(self._run(result))
-            elif result is NoWork.AGAIN:
+                continue
+            self._ready.done((lane,))
+            if result is NoWork.AGAIN:
                 self.nudge(lane)
 
     async def _poll(self) -> None:
         while True:
+            # Beyond the lanes that wait here for their turn already, which come again at every look.
+            most = min(MAX_LOOKED_AT, MAX_ACTIVE + len(self._ready) + len(self._active))
+            self._look.clear()
             try:
-                ready, to_send = await self._store.read(lambda tx: leases.ready_lanes(tx, MAX_ACTIVE))
+                ready, to_send = await self._store.read(partial(leases.ready_lanes, most=most))
                 self.depth = await self._store.read(leases.depth)
             except StoreUnavailable as error:
                 log.warning("store unavailable", extra={"step": "poll", "reason": str(error)})
                 self.unreachable = str(error)
             else:
                 self.unreachable = None
-                for lane in ready:
-                    if lane not in self._active:
-                        self.nudge(lane)
-                for lane in to_send:
-                    self._delivery.nudge(lane)
-            await asyncio.sleep(POLL_S)
+                if not self._leaving:
+                    for lane in ready:
+                        if lane not in self._active:
+                            self.nudge(lane)
+                    for lane in to_send:
+                        self._delivery.nudge(lane)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._look.wait(), POLL_S)
 
     async def _renew(self) -> None:
         next_sweep = time.monotonic() + SWEEP_S
         while True:
             await asyncio.sleep(RENEW_S)
             try:
-                await self._renew_once()
+                await self.renew_now()
                 if time.monotonic() >= next_sweep:
                     next_sweep = time.monotonic() + SWEEP_S
                     await self._sweep()
             except StoreUnavailable as error:
                 log.warning("store unavailable", extra={"step": "renew", "reason": str(error)})
 
-    async def _renew_once(self) -> None:
+    async def renew_now(self) -> None:
+        """Renew the leases and put down this process's report at once. Raises StoreUnavailable."""
         owner, working, sending = self._store.owner, list(self._active), self._delivery.lanes
 
         def renew(tx: Transaction) -> list[str]:
             leases.renew(tx, str(owner), working, sending)
+            self._report(tx)
             return leases.take_over(tx, owner.host)
 
         gone = await self._store.run(renew)
@@ -225,6 +259,7 @@ class Worker:
             more = False
         finally:
             del self._active[lane]
+            self._ready.done((lane,))
             if (more or lane in self._again) and not self._stopping:
                 self._again.discard(lane)
                 self.nudge(lane)

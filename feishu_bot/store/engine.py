@@ -299,6 +299,12 @@ def insert_fill(kind: str, table: Table, unique: tuple[str, ...], fill: tuple[st
     )
 
 
+@cache  # built once per table, not once per batch
+def insert_set(kind: str, table: Table, unique: tuple[str, ...], columns: tuple[str, ...]) -> Insert:
+    """Return an insert that, where the row exists, gives these columns their new values."""
+    return _insert_or_set(kind, table, unique, lambda new: {c: new[c] for c in columns})
+
+
 _NOW_MS = {
     "sqlite": "SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
     "postgresql": "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)",

@@ -337,3 +337,14 @@ processes = _table(
     Column("heartbeat_at", BigInteger, nullable=False),
     sqlite_with_rowid=False,
 )
+    Column("report", LongText()),  # JSON: what a server says of itself; null: a command
+    sqlite_with_rowid=False,
+)
+
+# What operators have ordered and what every process must know of the others: a few rows, read each second.
+controls = _table(
+    "controls",
+    Column("kind", Key(16), primary_key=True),  # pause, drain, reload, alert, warned or clock
+    Column("name", Key(), primary_key=True),
+    Column("value", LongText(), nullable=False),  # JSON
+    Column("at", BigInteger, nullable=False),

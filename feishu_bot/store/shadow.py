@@ -49,6 +49,7 @@ def replace_rows(connection: Connection, source: Source) -> None:
     moves = [f"`{n}` TO `{_OLD}{n}`, `{_FRESH}{n}` TO `{n}`" for n in names]
     run(f"RENAME TABLE {', '.join(moves)}")
     run("DELETE FROM processes")
+    run("DELETE FROM controls")
     remove_leftovers(connection)
     _rename_foreign_keys(connection, keys)
     run(f"ANALYZE TABLE {', '.join(f'`{n}`' for n in names)}").close()

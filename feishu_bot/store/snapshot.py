@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from feishu_bot.store.archive import Progress
 
 # Who runs and what is derived from other tables is no part of a backup, and neither are leases.
-NOT_KEPT = frozenset({"processes"})
+NOT_KEPT = frozenset({"processes", "controls"})
 _LEFT_OUT: dict[str, frozenset[str]] = {
     "lanes": frozenset(
         {"lease_owner", "lease_until", "lease_token", "send_owner", "send_until", "send_token"}

@@ -16,6 +16,7 @@ from feishu_bot.store import inbox, leases, migrations, outbox
 from feishu_bot.store.engine import capabilities, open_engine, store_errors
 from feishu_bot.store.history import HistoryCache
 from feishu_bot.store.leases import Owner
+from feishu_bot.store.notices import notify
 from feishu_bot.store.work import Committed, Transaction
 from feishu_bot.store.writer import DatabaseClock, Writer
 
@@ -70,7 +71,9 @@ class Store:
         shard = crc32(str(self.owner).encode()) % 64
         # Each writer has its own: rows that two of them change would have one wait for the other.
         self._shards = [(shard + n) % 64 for n in range(count)]
-        self._receive = [partial(inbox.receive, shard=n) for n in self._shards]
+        self._receive = [partial(self._receive_on, shard=n) for n in self._shards]
+        # Asked on a writer's thread: whether others had better begin what this process records.
+        self.gives_away: Callable[[], bool] = lambda: False
         self._commit: list[Callable[..., Any]] = []
         self._begin: list[Callable[..., Any]] = []
         self.shard = shard
@@ -147,6 +150,12 @@ class Store:
         """Record events; returns once they are on disk."""
         n = self._of(arrivals[0].lane_key)
         return await self._writers[n].submit(self._receive[n], arrivals)
+
+    def _receive_on(self, tx: Transaction, arrivals: Sequence[Arrival], *, shard: int) -> list[Recorded]:
+        results = inbox.receive(tx, arrivals, shard=shard)
+        if self.gives_away():  # once for all arrivals of this transaction
+            notify(tx)
+        return results
 
     async def begin(self, lanes: Sequence[Lease]) -> list[Work | NoWork]:
         """Begin the oldest message of each lane. All leases carry one token, used for nothing else."""
