@@ -260,8 +260,7 @@ class App:
         finally:
             waiting.cancel()
             starting.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await starting
+            await asyncio.gather(starting, return_exceptions=True)
             await self.stop()
 
     # ------------------------------------------------------------------------------------------- telling
