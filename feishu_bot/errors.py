@@ -52,7 +52,14 @@ class StoreError(BotError):
 
 
 class StoreUnavailable(StoreError, ValueError):
-    """The database cannot be used now; nothing was written. Try again later."""
+    """The database cannot be used now; nothing was written. Try again later.
+
+    ``outcome_unknown``: the connection broke in the commit, so it may have been written all the same.
+    """
+
+    def __init__(self, reason: str, *, outcome_unknown: bool = False) -> None:
+        super().__init__(reason)
+        self.outcome_unknown = outcome_unknown
 
 
 class SchemaMismatch(StoreError):

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from feishu_bot.config import database_from, process_variables
-from feishu_bot.errors import ConversationNotFound, MessageNotFound, StoreUnavailable
-from feishu_bot.store import cleanup, conversations, search, statistics, threads, values
+from feishu_bot.errors import ConversationNotFound, InvalidImport, MessageNotFound, StoreUnavailable
+from feishu_bot.store import cleanup, conversations, search, statistics, threads, transfer, values
 from feishu_bot.store.records import (
     ConversationRecord,
     MessageRecord,
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ConversationNotFound",
     "ConversationRecord",
+    "InvalidImport",
     "MessageNotFound",
     "MessageRecord",
     "PersistentConversationManager",
@@ -196,8 +197,9 @@ class PersistentConversationManager:
             ids = [idle.id for idle in found]
             removed += self._database.write(lambda tx, some=ids: cleanup.hide(tx, some, age))  # type: ignore[misc]
             after = found[-1]
-        while self._database.write(cleanup.remove_hidden, repeatable=True):
-            pass
+        for piece in (cleanup.remove_hidden, cleanup.prune_lanes):
+            while self._database.write(piece, repeatable=True):
+                pass
         return removed
 
     # ---------------------------------------------------------------------------------------- messages
@@ -318,6 +320,74 @@ class PersistentConversationManager:
             offset=values.check_number(offset, "offset", most=_MAX_ROWS),
         )
         return self._database.read(lambda tx: find(tx.connection, tx.kind))
+
+    # ------------------------------------------------------------------------------ export and import
+
+    def export_conversation(self, conversation_id: int, *, tenant_id: str | None = None) -> dict[str, Any]:
+        """Return a conversation and its messages as JSON can hold them. Raises ConversationNotFound."""
+        number = values.check_id(conversation_id, "conversation_id")
+        return self._database.read(
+            lambda tx: transfer.export_conversation(tx.connection, number, tenant_id=tenant_id)
+        )
+
+    def import_conversation(
+        self,
+        data: Mapping[str, Any],
+        *,
+        tenant_id: str | None = None,
+        user_id: str | None = None,
+        traits: Mapping[str, Any] | None = None,
+    ) -> ConversationRecord:
+        """Store what ``export_conversation`` returned, all of it or nothing, and return its record.
+
+        One that is known (by its ``public_id``; without one, by its user key) is returned unchanged. Counters are
+        counted, not believed. What is given goes before what the data says. Raises InvalidImport, a ValueError.
+        """
+        store = functools.partial(
+            transfer.import_conversation,
+            data=data,
+            tenant_id=None if tenant_id is None else values.check_key(tenant_id, "tenant_id"),
+            user_id=None if user_id is None else values.check_key(user_id, "user_id"),
+            traits=traits,
+        )
+
+        def run(tx: Transaction) -> StoredRow:
+            return conversations.get(tx, store(tx.connection, tx.kind, now=conversations.now_of(tx)))
+
+        return conversation_record(self._database.write(run, repeatable=True))
+
+    def export_all(
+        self,
+        path: str | Path,
+        format: str = "json",  # noqa: A002  # the promised name
+        *,
+        user_key: str | None = None,
+        tenant_id: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> transfer.Exported:
+        """Write conversations to a file, or one file each to a folder (a path that ends with a slash).
+
+        ``format``: json, jsonl, csv (safe for spreadsheets) or md. ``user_key``: those of one person or user key.
+        Needs the same memory however much is stored; ``progress`` is told messages done and in all. A file is
+        replaced when all is written. Raises OSError.
+        """
+        return transfer.export_all(
+            self._database, path, format, user=user_key, tenant_id=tenant_id, progress=progress
+        )
+
+    def import_all(
+        self,
+        path: str | Path,
+        *,
+        tenant_id: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> transfer.Imported:
+        """Store the conversations of a json, jsonl or csv file or of a folder of them; again, nothing is doubled.
+
+        Each conversation is stored as a whole or not at all; the first damaged one ends it with InvalidImport, a
+        ValueError that names the line. ``progress`` is told bytes done and in all. Raises OSError.
+        """
+        return transfer.import_all(self._database, path, tenant_id=tenant_id, progress=progress)
 
     # ----------------------------------------------------------------------------------------- threads
 

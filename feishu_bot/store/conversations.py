@@ -186,10 +186,16 @@ _LOCK_LANES = (
 _LOCK = _BY_ID.with_for_update()
 
 
-def lock_lanes(tx: Transaction, *keys: str) -> None:
-    """Lock the rows of these lanes, so that no message of theirs ends meanwhile. SQLite has one writer anyway."""
-    if tx.kind != "sqlite":
-        tx.connection.execute(_LOCK_LANES, {"keys": sorted(keys)}).all()
+def lock_lanes(tx: Transaction, *keys: str, make: bool = False) -> None:
+    """Lock the rows of these lanes, so that no message of theirs ends meanwhile. SQLite has one writer anyway.
+
+    ``make``: lanes without a row get one, so that this also keeps two callers apart.
+    """
+    if tx.kind == "sqlite":
+        return
+    if make:
+        tx.connection.execute(insert_ignore(tx.kind, lanes, ("key",)), [{"key": key} for key in sorted(keys)])
+    tx.connection.execute(_LOCK_LANES, {"keys": sorted(keys)}).all()
 
 
 def lock(tx: Transaction, conversation_id: int) -> StoredRow:

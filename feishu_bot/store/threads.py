@@ -81,7 +81,7 @@ def create(
     ``platform`` and ``chat_id`` None are taken from that one, else from the key's first part.
     """
     scope = user_scope(user_key)
-    lock_lanes(tx, scope)
+    lock_lanes(tx, scope, make=True)
     before = tx.connection.execute(
         _CURRENT.with_for_update(), {"in_tenant": tenant_id, "in_scope": scope}
     ).one_or_none()
@@ -124,7 +124,7 @@ def switch(
     """
     target = get(tx, conversation_id, tenant_id=tenant_id)
     scope = user_scope(user_key)
-    lock_lanes(tx, scope, f"conv:{target['public_id']}")
+    lock_lanes(tx, scope, f"conv:{target['public_id']}", make=True)
     current = tx.connection.execute(
         _CURRENT, {"in_tenant": target["tenant_id"], "in_scope": scope}
     ).one_or_none()

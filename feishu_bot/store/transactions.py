@@ -141,7 +141,8 @@ class Transactions:
             except (DBAPIError, PoolTimeout) as error:
                 if committing and is_disconnect(error) and not repeatable:
                     raise StoreUnavailable(
-                        f"the connection broke in the commit, it may have been done: {reason_of(error)}"
+                        f"the connection broke in the commit, it may have been done: {reason_of(error)}",
+                        outcome_unknown=True,
                     ) from error
                 retry.wait_or_raise(error)
 
