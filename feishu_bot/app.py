@@ -13,6 +13,7 @@ from feishu_bot import __version__
 from feishu_bot.access import Access
 from feishu_bot.ai.agent import Agent
 from feishu_bot.ai.models import make_model
+from feishu_bot.backups import Backups
 from feishu_bot.commands import BuiltinCommands
 from feishu_bot.delivery import Delivery
 from feishu_bot.errors import StoreUnavailable
@@ -108,7 +109,8 @@ class App:
             depth=lambda: self.worker.depth,
             folder=self.store.folder,
         )
-        self.schedule = Schedule(self.store, settings.schedule.zone, self._jobs())
+        self.backups = Backups(settings.schedule.backup, self.store, settings.schedule.zone)
+        self.schedule = Schedule(self.store, settings.schedule.zone, self._jobs() + self.backups.jobs())
         self._server = self._make_server(clock)
         self._open = False
 
@@ -190,6 +192,7 @@ class App:
     async def _open_store(self) -> None:
         planner: Any = self.pipeline if self._reached is None else _Watched(self.pipeline, self._reached)
         told = False
+        await self.backups.refuse_damaged()
         while True:
             try:
                 await asyncio.to_thread(self.store.open, planner, version=__version__)
@@ -223,6 +226,7 @@ class App:
         await self._server.refuse_connections()
         if self._open:
             await self.schedule.stop()
+            await self.backups.stop()
             await self.worker.stop(GRACE_S)
             await self.delivery.stop(FLUSH_S)
             await self.plugins.stop()
@@ -312,7 +316,7 @@ class App:
         found = self.gate.degraded(self.store.now_ms())
         for platform in self.platforms.values():
             found += platform.problems()
-        return found + self.plugins.problems()
+        return found + self.plugins.problems() + self.backups.problems()
 
 
 class _Watched:

@@ -28,7 +28,7 @@ LAYERS: list[tuple[frozenset[str], bool]] = [
     (frozenset({"store", "platforms", "ai", "hooks"}), APART),
     (frozenset({"state", "commands", "plugins"}), APART),
     (frozenset({"intake", "pipeline"}), TOGETHER),
-    (frozenset({"worker", "delivery", "schedule", "waiters", "gate", "metrics"}), TOGETHER),
+    (frozenset({"worker", "delivery", "schedule", "backups", "waiters", "gate", "metrics"}), TOGETHER),
     (frozenset({"web"}), TOGETHER),
     (frozenset({"app", "cli", "reference", "__main__"}), TOGETHER),
     (frozenset({"testing"}), TOGETHER),  # ships with the product, is no part of the server

@@ -7,7 +7,7 @@ import sys
 import click
 
 from feishu_bot import __version__
-from feishu_bot.cli import queue, server
+from feishu_bot.cli import database, queue, server
 from feishu_bot.errors import BotError, ConfigError
 
 
@@ -24,7 +24,16 @@ def bot(context: click.Context) -> None:
 
 
 # A module of this package holds the commands of one subject; the order here is that of --help.
-for command in (server.run, server.check, server.init, queue.cleanup, queue.dead):
+for command in (
+    server.run,
+    server.check,
+    server.init,
+    queue.cleanup,
+    queue.dead,
+    database.backup,
+    database.restore,
+    database.db,
+):
     bot.add_command(command)
 
 

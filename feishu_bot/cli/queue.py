@@ -31,9 +31,9 @@ def cleanup(config_file: str | None, days: int | None, *, dry_run: bool, as_json
 
     settings = load_config(config_file).settings.ai.conversation_persistence
     wanted = settings.cleanup_days if days is None else days
-    with open_store(config_file) as store:
+    with open_store(config_file) as store, progress() as show:
         result = asyncio.run(
-            closing(store, schedule.cleanup(store, days=wanted, dry_run=dry_run, progress=progress()))
+            closing(store, schedule.cleanup(store, days=wanted, dry_run=dry_run, progress=show))
         )
     if as_json:
         click.echo(orjson.dumps(result).decode())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
 
     from feishu_bot.config import Loaded
+    from feishu_bot.config.settings import BotSettings
     from feishu_bot.store.store import Store
+
+_BAR = 30  # characters
+_SHOW_EVERY_S = 0.1
 
 config_option = click.option(
     "--config",
@@ -63,6 +68,19 @@ def open_store(config_file: str | None) -> Iterator[Store]:
         logging.close()
 
 
+@contextmanager
+def open_settings(config_file: str | None) -> Iterator[BotSettings]:
+    """Yield the configuration, for a command that opens the database itself."""
+    loaded = load_config(config_file)
+    logging = log.configure(
+        loaded.settings.logging.model_copy(update={"level": "WARNING"}), secrets=loaded.secret_values()
+    )
+    try:
+        yield loaded.settings
+    finally:
+        logging.close()
+
+
 async def closing(store: Store, coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Return what the coroutine returns, and close the store whatever happens."""
     try:
@@ -71,12 +89,36 @@ async def closing(store: Store, coroutine: Coroutine[Any, Any, Any]) -> Any:
         await store.close()
 
 
-def progress() -> Any:
-    """Return a function that shows a count of rows, or None when nobody looks at stderr."""
+class Show(Protocol):
+    """Shows what is done and how far it is; ``total`` None: nobody knows how far it goes, 0: nor how far it is."""
+
+    def __call__(self, what: str, done: int, total: int | None = None, /) -> None: ...
+
+
+@contextmanager
+def progress() -> Iterator[Show | None]:
+    """Yield a function that shows how far long work is, or None when nobody looks at stderr."""
     if not sys.stderr.isatty():
-        return None
+        yield None
+        return
+    shown_at = 0.0
 
-    def show(rows: int) -> None:
-        click.echo(f"\r{rows} rows", nl=False, err=True)
+    def show(what: str, done: int, total: int | None = None, /) -> None:
+        nonlocal shown_at
+        now = time.monotonic()
+        if now - shown_at < _SHOW_EVERY_S:
+            return
+        shown_at = now
+        if total == 0:
+            text = what
+        elif total:
+            filled = _BAR * min(done, total) // total
+            text = f"[{'#' * filled}{'.' * (_BAR - filled)}] {100 * min(done, total) // total:3} %  {what}"
+        else:
+            text = f"{done:,} {what}"
+        click.echo(f"\r\x1b[2K{text}", nl=False, err=True)
 
-    return show
+    try:
+        yield show
+    finally:
+        click.echo("\r\x1b[2K", nl=False, err=True)

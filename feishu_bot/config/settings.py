@@ -250,6 +250,7 @@ def _plain_text(value: object) -> object:
 Text = Annotated[str, BeforeValidator(_plain_text), Expected("a text that is not empty")]
 FilePath = Annotated[str, BeforeValidator(_plain_text), Expected("a path"), Marker.FILE]
 Count = Annotated[int, Field(ge=1, le=2**53)]
+Rate = Annotated[int, Field(ge=1, le=100_000)] | None
 Duration = Annotated[
     timedelta,
     BeforeValidator(parse_duration),
@@ -422,6 +423,8 @@ class PlatformSettings(Settings):
     )
     insecure: bool = Field(False, description="true: events are taken without proof of who sent them")
     network: NetworkSettings | None = Field(None, description="proxy and ca_file for this account alone")
+    messages_per_s: Rate = Field(None, description="sent by all processes together; null: no limit of ours")
+    messages_per_chat_per_s: Rate = Field(None, description="the same, to one chat")
 
     def missing(self) -> list[str]:
         """Return the keys without which an enabled account cannot prove who sent an event, or answer."""
@@ -447,12 +450,23 @@ class CleanupJobSettings(JobSettings):
     cron: Cron = Field("0 3 * * *", description="standard crontab, 0 and 7 are Sunday")
 
 
+class BackupJobSettings(JobSettings):
+    """When and where backups are made."""
+
+    cron: Cron = Field("30 3 * * *", description="standard crontab, 0 and 7 are Sunday")
+    directory: FilePath = Field("data/backups", description="where they lie; best on another disk")
+    keep: int = Field(7, ge=1, le=100_000, description="how many stay; the oldest are removed")
+
+
 class ScheduleSettings(Settings):
     """When jobs run."""
 
     timezone: TimeZone = Field("Asia/Shanghai", description="of jobs and of budget windows")
     cleanup: CleanupJobSettings = Field(
         CleanupJobSettings(), description="removes conversations idle for cleanup_days"
+    )
+    backup: BackupJobSettings = Field(
+        BackupJobSettings(), description="backs the database up and tries the backup out"
     )
 
     @property

@@ -150,6 +150,26 @@ def last_runs(tx: Transaction) -> dict[str, JobRun]:
     return _newest(tx, _NEWEST.where(job_runs.c.node != _FROM_HERE_ON))
 
 
+def first_and_last_good(tx: Transaction, job: str) -> tuple[int | None, JobRun | None]:
+    """Return when a job was first heard of (ms) and its last run without an error; None where there is none."""
+    first = tx.connection.execute(
+        select(func.min(job_runs.c.started_at)).where(job_runs.c.job == job)
+    ).scalar()
+    good = (
+        select(*_COLUMNS)
+        .where(
+            job_runs.c.job == job,
+            job_runs.c.node != _FROM_HERE_ON,
+            job_runs.c.finished_at.is_not(None),
+            job_runs.c.error.is_(None),
+        )
+        .order_by(job_runs.c.fire_time.desc())
+        .limit(1)
+    )
+    row = tx.connection.execute(good).one_or_none()
+    return first, None if row is None else JobRun(*row)
+
+
 def _newest(tx: Transaction, newest_of_jobs: Select[tuple[str, int]]) -> dict[str, JobRun]:
     of_jobs = newest_of_jobs.subquery()
     same = (job_runs.c.job == of_jobs.c.job) & (job_runs.c.fire_time == of_jobs.c.newest)

@@ -86,6 +86,8 @@ def restore(
     ``head`` and ``scripts`` are those of ``migrations.upgrade``. Raises BackupDamaged, RestoreRefused, SchemaMismatch
     and StoreUnavailable, always with the database's rows as they were.
     """
+    if not path.is_file():
+        raise RestoreRefused(f"there is no file {path}")
     manifest = verify(path, progress)
     schema = manifest.header.schema
     if schema != head and schema not in migrations.known_versions(scripts):
