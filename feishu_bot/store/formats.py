@@ -115,9 +115,9 @@ class JsonWriter(Writer):
         self._file.write("\n]}" if self._messages else "]}")
 
     def close(self) -> None:
-        if not self._single and self._before == "[\n":
-            self._file.write("[")
-        self._file.write("\n" if self._single else "\n]\n")
+        if not self._single:
+            self._file.write("[]" if self._before == "[\n" else "\n]")
+        self._file.write("\n")
 
 
 class JsonlWriter(Writer):

@@ -44,7 +44,9 @@ class Person:
     @property
     def owns(self) -> ColumnElement[bool]:
         """Select the conversations that are this person's alone."""
-        return or_(conversations.c.user_key.in_(self.keys), conversations.c.user_id.in_(self.ids))
+        user_id = conversations.c.user_id
+        named = user_id.is_not(None) & user_id.in_(self.ids)  # never unknown, so that its opposite is right too
+        return or_(conversations.c.user_key.in_(self.keys), named)
 
     @property
     def said(self) -> ColumnElement[bool]:
