@@ -31,6 +31,8 @@ platforms:
     app_id: cli_benchmark
     app_secret: benchmark
     encrypt_key: {key}
+    messages_per_s: null
+    messages_per_chat_per_s: null
     verification_token: ""
     base_url: http://127.0.0.1:{platform}
 """

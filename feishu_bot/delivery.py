@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from feishu_bot.errors import RetryLater, StoreUnavailable, Undeliverable
 from feishu_bot.model import Outgoing, make_key
+from feishu_bot.pace import Pace
 from feishu_bot.pipeline import read_part
 from feishu_bot.store.waiting import hasten, waiting_parts
 from feishu_bot.store.work import Lease, PartToSend, SendResult, SendStep
@@ -41,6 +42,7 @@ class Delivery:
         platforms: Mapping[str, Platform],
         *,
         keep_texts: bool = True,
+        sharers: Callable[[], int] = lambda: 1,
         reached: Callable[[str], None] = lambda _step: None,
     ) -> None:
         self._store = store
@@ -52,6 +54,7 @@ class Delivery:
         self._handed: dict[str, PartToSend] = {}
         self._hastening: set[asyncio.Task[None]] = set()
         self._limits = {account: asyncio.Semaphore(PER_ACCOUNT) for account in platforms}
+        self._paces = {a: _paces(platform, sharers) for a, platform in platforms.items() if not platform.pull}
         self._last_success: dict[str, int] = {}  # chat -> ms, to tell a bad reply from a bad platform
         self._stopping = False
         self.delivered = 0
@@ -161,11 +164,17 @@ class Delivery:
         platform = self._platforms.get(part.account)
         if platform is None:
             return self._later(part, RetryLater(f"account {part.account} is not configured"), "")
+        outgoing = self._outgoing(part, platform, now)
+        chat = make_key(part.account, outgoing.target.chat_id or outgoing.target.sender_id)
+        to_chat, by_account = self._paces.get(part.account, (None, None))
+        if to_chat is not None:  # first: what waits here does not use up the account's
+            await to_chat.wait(chat)
+        if by_account is not None:
+            await by_account.wait()
+        now = self._store.now_ms()
         if part.reply_before is not None and now > part.reply_before:
             self.given_up += 1
             return SendResult(part.id, "expired", error="the platform's reply window has closed")
-        outgoing = self._outgoing(part, platform, now)
-        chat = make_key(part.account, outgoing.target.chat_id or outgoing.target.sender_id)
         try:
             async with self._limits[part.account]:
                 sent_id = await platform.send(outgoing)
@@ -228,3 +237,12 @@ class Delivery:
             outcome_unknown=error.outcome_unknown,
             aside=alone and part.attempts >= ASIDE_AFTER and not part.lease.lane_key.startswith("aside:"),
         )
+
+
+def _paces(platform: Platform, sharers: Callable[[], int]) -> tuple[Pace | None, Pace | None]:
+    """Return the paces to one chat and of the whole account."""
+    to_chat, in_all = platform.settings.messages_per_chat_per_s, platform.settings.messages_per_s
+    return (
+        None if to_chat is None else Pace(to_chat, 1.0, sharers=sharers),
+        None if in_all is None else Pace(in_all, 1.0, sharers=sharers),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from feishu_bot.config import PlatformSettings
 from feishu_bot.delivery import Delivery
 from feishu_bot.model import ChatType, Target
 from feishu_bot.pipeline import part_payload
@@ -13,7 +14,9 @@ from feishu_bot.store.work import Lease, NoWork, PartToSend, SendStep
 class Account:
     """A platform that takes everything."""
 
+    pull = False
     idempotent_for_s = None
+    settings = PlatformSettings(type="account")
 
     def __init__(self) -> None:
         self.texts: list[str] = []

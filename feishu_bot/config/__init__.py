@@ -5,6 +5,7 @@ from feishu_bot.config.loader import Loaded, absolute_database, load
 from feishu_bot.config.settings import (
     AccessSettings,
     AISettings,
+    AlertSettings,
     BotSettings,
     BudgetSettings,
     ChatSettings,
@@ -17,6 +18,7 @@ from feishu_bot.config.settings import (
     PersistenceSettings,
     PlatformSettings,
     PluginSettings,
+    Rate,
     ScheduleSettings,
     Secret,
     Secrets,
@@ -31,6 +33,7 @@ from feishu_bot.config.text import commented_config, configuration_page
 __all__ = [
     "AISettings",
     "AccessSettings",
+    "AlertSettings",
     "BotSettings",
     "BudgetSettings",
     "ChatSettings",
@@ -45,6 +48,7 @@ __all__ = [
     "PersistenceSettings",
     "PlatformSettings",
     "PluginSettings",
+    "Rate",
     "ScheduleSettings",
     "Secret",
     "Secrets",

@@ -128,7 +128,10 @@ def load(
     if root is None:
         raise ConfigError(mistakes.lines())
     builder = _Builder(platform_settings, environment, mistakes)
-    settings = builder.settings(builder.lay_over(root, overrides or {}))
+    whole = builder.lay_over(root, overrides or {})
+    settings = builder.settings(whole)
+    if settings is not None:
+        _check_together(settings, whole, mistakes)
     if mistakes.found or settings is None:
         raise ConfigError(mistakes.lines())
     base = file.parent.absolute()
@@ -508,10 +511,44 @@ def absolute_database(url: str, base: Path) -> str:
     return f"{head}:///{base / file}{mark}{query}"
 
 
-def _warnings(settings: BotSettings) -> Iterator[str]:
+def _check_together(settings: BotSettings, root: Node, mistakes: Mistakes) -> None:
+    """Note what is right by itself and cannot work together."""
+    workers = look_up(root, ["server", "workers"])
+    if settings.server.workers > 1 and _is_in_memory(settings):
+        mistakes.add(
+            workers.origin if workers is not None else root.origin,
+            ("server", "workers"),
+            "several processes cannot share a database in memory",
+            got=str(settings.server.workers),
+            expected="1, or a database in a file or on a server (ai.conversation_persistence.db_url)",
+        )
+    for number, alert in enumerate(settings.alerts):
+        node = look_up(root, ["alerts", str(number)]) or root
+        if "/" in alert.to:
+            continue
+        account = settings.platforms.get(alert.to)
+        if account is None or not account.enabled:
+            mistakes.add(
+                node.origin,
+                ("alerts", str(number), "to"),
+                "no account that is enabled",
+                got=repr(alert.to),
+                meant=nearest(alert.to, [name for name, own in settings.platforms.items() if own.enabled]),
+            )
+        elif alert.chat is None:
+            mistakes.add(node.origin, ("alerts", str(number), "chat"), "missing", expected="the chat's id")
+
+
+def _is_in_memory(settings: BotSettings) -> bool:
     url = settings.ai.conversation_persistence.db_url
-    if url.startswith("sqlite") and (":memory:" in url or url.endswith("://")):
+    return url.startswith("sqlite") and (":memory:" in url or url.endswith("://"))
+
+
+def _warnings(settings: BotSettings) -> Iterator[str]:
+    if _is_in_memory(settings):
         yield "the database is in memory: everything is lost when the process ends"
+    elif settings.server.workers > 1 and settings.ai.conversation_persistence.db_url.startswith("sqlite"):
+        yield "server.workers: SQLite takes processes of one machine only; several need PostgreSQL or MariaDB"
     for name, account in settings.platforms.items():
         if account.enabled:
             for warning in account.warnings():

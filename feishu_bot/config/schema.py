@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _SECRET_NAME = re.compile(r"secret|token|password|passwd|key", re.IGNORECASE)
 _PASSWORD_IN_URL = re.compile(r"(?<=://)([^:@/?#\s]*):\S*@")
 _PASSWORD_IN_QUERY = re.compile(r"(?i)((?:secret|token|password|passwd|key)[^=&\s]*=)[^&\s]*")
+_TOKEN_IN_HOOK = re.compile(r"(?<=/hook/)[^/?#\s]+")  # whoever has the URL of a custom bot can speak as it
 _UNBOUNDED = 2**53
 
 
@@ -142,6 +143,7 @@ def hide_passwords(text: str) -> str:
     """Return a text in which the passwords of URLs are hidden."""
     if "=" in text:
         text = _PASSWORD_IN_QUERY.sub(rf"\1{HIDDEN}", text)
+    text = _TOKEN_IN_HOOK.sub(HIDDEN, text) if "/hook/" in text else text
     return _PASSWORD_IN_URL.sub(rf"\1:{HIDDEN}@", text) if "@" in text else text
 
 
@@ -149,4 +151,5 @@ def passwords_in(text: str) -> list[str]:
     """Return the passwords that ``hide_passwords`` hides."""
     found = [match[0].split(":", 1)[1][:-1] for match in _PASSWORD_IN_URL.finditer(text)]
     found += [match[0].split("=", 1)[1] for match in _PASSWORD_IN_QUERY.finditer(text)]
+    found += _TOKEN_IN_HOOK.findall(text)
     return [password for password in found if password]

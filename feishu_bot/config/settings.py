@@ -267,6 +267,12 @@ HttpUrl = Annotated[
     Expected("a URL such as https://host/path"),
     Marker.URL,
 ]  # fmt: skip
+AlertTarget = Annotated[
+    str, BeforeValidator(_plain_text),
+    BeforeValidator(lambda v: _check_http_url(v) if isinstance(v, str) and "/" in v else v),
+    Expected("an account, or a URL such as https://open.feishu.cn/open-apis/bot/v2/hook/…"),
+    Marker.URL,
+]  # fmt: skip
 DatabaseUrl = Annotated[
     str, BeforeValidator(lambda v: _check_database_url(v) if isinstance(v, str) else v),
     Expected("a URL that begins with sqlite:///, postgresql://, mysql:// or mariadb://"),
@@ -290,6 +296,7 @@ class ServerSettings(Settings):
 
     host: Text = Field("127.0.0.1", description="the address to listen on; 0.0.0.0 for all")
     port: int = Field(8080, ge=0, le=65535, description="0 takes any free port")
+    workers: int = Field(1, ge=1, le=256, description="processes on this machine; they share the port")
     max_body_bytes: Count = Field(1048576, description="larger requests are answered 413")
     max_waiting: Count = Field(
         10000, description="more messages waiting than this: webhooks get 503 before the acknowledgement"
@@ -372,6 +379,9 @@ class AISettings(Settings):
     system_prompt: str = Field("You are a helpful assistant.", description="stands before every history")
     max_output_tokens: Count = Field(1024, description="the longest answer")
     timeout_s: float = Field(60.0, gt=0, le=3600, description="per attempt")
+    max_calls: int = Field(
+        200, ge=1, le=100_000, description="calls to one model at once, by each process; others wait"
+    )
     conversation_persistence: PersistenceSettings = Field(
         PersistenceSettings(), description="the conversation store"
     )
@@ -475,6 +485,20 @@ class ScheduleSettings(Settings):
         return ZoneInfo(self.timezone)
 
 
+class AlertSettings(Settings):
+    """Where the operator is told that something is wrong; each kind at most once an hour."""
+
+    to: AlertTarget = Field(description="an account, or the URL of a Feishu custom bot")
+    secret: Secret | None = Field(None, description="the custom bot's, if its signature check is on")
+    chat: Text | None = Field(None, description="with an account: the chat's id")
+    on: tuple[Literal["dead", "budget", "backup", "queue", "disk", "tokens", "conversations"], ...] = Field(
+        ("dead", "budget", "backup", "queue", "disk", "tokens", "conversations"),
+        description="dead letters, budgets nearly used up, failed backups, messages that wait too long, the disk",
+    )
+    tokens: Count | None = Field(None, description="tells when a day (schedule.timezone) takes more tokens")
+    conversations: Count | None = Field(None, description="tells when there are more conversations")
+
+
 class PluginSettings(Settings):
     """The operator's plugins."""
 
@@ -518,6 +542,7 @@ class BotSettings(Settings):
         {}, description="account name -> settings; several accounts of one type are allowed"
     )
     schedule: ScheduleSettings = Field(ScheduleSettings(), description="when jobs run")
+    alerts: tuple[AlertSettings, ...] = Field((), description="who is told when something is wrong")
     plugins: PluginSettings = Field(PluginSettings(), description="the operator's plugins")
     logging: LogSettings = Field(LogSettings(), description="what is logged, and how")
 

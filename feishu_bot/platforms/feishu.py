@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CBC
 from pydantic import Field
 
-from feishu_bot.config import HttpUrl, PlatformSettings, Secrets
+from feishu_bot.config import HttpUrl, PlatformSettings, Rate, Secrets
 from feishu_bot.errors import BadPayload, BadSignature, BadToken, DeliveryError, Undeliverable
 from feishu_bot.model import ChatType, InboundMessage
 from feishu_bot.platforms.base import Platform, PlatformContext, Received, WebhookRequest, parse_json, text_of
@@ -114,6 +114,10 @@ class FeishuSettings(PlatformSettings):
             found.append(
                 "no encrypt_key: events are neither encrypted nor signed; only verification_token proves them"
             )
+    # "Send message": 50 a second by an app, 5 of them to one person or group.
+    messages_per_s: Rate = Field(50, description="sent by all processes together; null: no limit of ours")
+    messages_per_chat_per_s: Rate = Field(5, description="the same, to one chat")
+
         return found
 
 
