@@ -7,7 +7,7 @@ import sys
 import click
 
 from feishu_bot import __version__
-from feishu_bot.cli import database, queue, server
+from feishu_bot.cli import conversations, database, queue, server
 from feishu_bot.errors import BotError, ConfigError
 
 
@@ -30,6 +30,11 @@ for command in (
     server.init,
     queue.cleanup,
     queue.dead,
+    conversations.search,
+    conversations.usage,
+    conversations.export,
+    conversations.import_,
+    conversations.forget,
     database.backup,
     database.restore,
     database.db,
