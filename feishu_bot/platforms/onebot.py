@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -17,7 +16,7 @@ from pydantic import Field
 
 from feishu_bot.config import HttpUrl, PlatformSettings, Secrets
 from feishu_bot.errors import BadPayload, BadSignature, BadToken, DeliveryError, RetryLater, Undeliverable
-from feishu_bot.model import ChatType, InboundMessage, make_key
+from feishu_bot.model import ChatType, InboundMessage
 from feishu_bot.platforms.base import Platform, PlatformContext, Received, WebhookRequest, parse_json
 from feishu_bot.platforms.onebot_api import CALL_S, Answer, Caller, HttpApi, Peer, Peers, Recent, Role
 from feishu_bot.platforms.onebot_content import (
@@ -29,10 +28,10 @@ from feishu_bot.platforms.onebot_content import (
 )
 from feishu_bot.platforms.onebot_event import (
     History,
-    author_of,
     digest_key,
     event_of,
     group_id_of,
+    message_key,
     milliseconds,
     self_id_of,
 )
@@ -42,15 +41,12 @@ if TYPE_CHECKING:
 
     from feishu_bot.model import Outgoing, Target
     from feishu_bot.platforms.base import Socket, SocketRequest
-    from feishu_bot.platforms.onebot_content import Content
 
 logger = logging.getLogger(__name__)
 
 ASK_AFTER_S: Final = 5.0  # a message whose outcome is unknown needs time to show up before it is asked about
 AWAY_S: Final = 5.0  # between two looks for a way out; a new connection is told at once
 MAX_REPEATS: Final = 2  # of one part whose outcome stays unknown, each after asking
-_ASK_S: Final = 5.0  # for the author of a quoted message
-_TELL_S: Final = 0.25  # answers about authors are told together
 _HISTORY: Final = 100  # messages asked for
 _REMEMBERED: Final = 5000  # as many ids as NapCat remembers
 _MAX_NAME: Final = 200
@@ -120,6 +116,7 @@ class OneBot(Platform):
         self._call_timeout_s = call_timeout_s
         self._ask_after_s = ask_after_s
         self._away_s = away_s
+        self._hidden = (*settings.secret.values(), *settings.access_token.values())
         self._peers = Peers()
         self._http: HttpApi | None = None
         if settings.api_url is not None:
@@ -128,15 +125,12 @@ class OneBot(Platform):
                 settings.access_token,
                 settings.network or context.network,
                 timeout_s=call_timeout_s,
+                hidden=self._hidden,
             )
-        self._own: Recent[tuple[str, str], bool] = Recent(_REMEMBERED)  # (bot, message id) -> the bot's own?
         self._sent: Recent[tuple[str, str], bool] = Recent(_REMEMBERED)  # what parts are known to have become
         self._repeats: Recent[str, int] = Recent(_REMEMBERED)
         self._offline: set[str] = set()
-        self._looking: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._telling = False
 
     @property
     def has_webhook(self) -> bool:
@@ -203,8 +197,7 @@ class OneBot(Platform):
         match payload.get("post_type"):
             case "message":
                 return (self._message(payload, self_id),)
-            case "message_sent":
-                self._own.set((self_id, id_of(payload.get("message_id"))), True)
+            case "message_sent":  # the bot's own words
                 return ()
             case "meta_event":
                 self._note_status(payload, self_id)
@@ -245,18 +238,17 @@ class OneBot(Platform):
                 extra["group_id"] = temporary
         content = read_message(payload.get("message"), self_id)
         message_id = id_of(payload.get("message_id"))
-        where = f"g{group_id}" if group else f"p{user_id}"
+        key = message_key(self_id, group_id if group else "", user_id, message_id)
         message = InboundMessage(
             account=self.account,
-            # The chat, too: ids have 31 bits, and two of a day's messages may share one.
-            event_key=make_key("m", where, self_id, message_id) if message_id else digest_key("m", payload),
+            event_key=key if message_id else digest_key("m", payload),
             chat_type=ChatType.GROUP if group else ChatType.PRIVATE,
             chat_id=group_id if group else "",
             sender_id=sender_id,
             sender_name=name[:_MAX_NAME],
             sender_is_bot=user_id == self_id or user_id in self._self_ids,
             text=content.text,
-            addressed=self._is_addressed(content, self_id) if group else True,
+            addressed=content.to_bot or not group,
             mentions=content.mentions,
             message_id=message_id or None,
             reply_to=content.reply_to,
@@ -265,74 +257,16 @@ class OneBot(Platform):
             sent_at_ms=milliseconds(payload.get("time")),
             extra=extra,
         )
-        return self._bare(message) if message.addressed is False else message
-
-    def _is_addressed(self, content: Content, self_id: str) -> bool | None:
-        if content.to_bot:
-            return True
-        if content.reply_to is None:
-            return False
-        known = self._own.get((self_id, content.reply_to))
-        if known is not None or self._keep_unaddressed:
-            return bool(known)
-        return None if self._can_call(self_id) else False
+        # The words of a reply are kept: it may be to the bot.
+        return self._bare(message) if message.addressed is False and not message.reply_to else message
 
     def _bare(self, message: InboundMessage) -> InboundMessage:
-        """Return a message that is not meant for the bot, without its words unless it is answered all the same."""
+        """Return a message that does not mention the bot: without its words, unless it is answered all the same."""
         if self._keep_unaddressed:
             return message
         return replace(
             message, text="", mentions=(), attachments=(), unreadable=None, tokens=None, sender_name=""
         )
-
-    # ------------------------------------------------------------------------------------ quoted messages
-
-    def judge(self, message: InboundMessage) -> InboundMessage | None:
-        """Decide a message that quotes another: it is meant for the bot if the quoted one is the bot's.
-
-        Called on the store's thread. None while the implementation is being asked.
-        """
-        if message.addressed is not None:
-            return message
-        self_id, quoted = text_of(message.extra.get("self_id")), message.reply_to or ""
-        own = self._own.get((self_id, quoted))
-        if own is None and self._loop is not None and self._can_call(self_id):
-            with suppress(RuntimeError):  # the loop is closed: somebody asks after the next start
-                self._loop.call_soon_threadsafe(self._look_up, self_id, quoted)
-            return None
-        return replace(message, addressed=True) if own else self._bare(replace(message, addressed=False))
-
-    def _look_up(self, self_id: str, message_id: str) -> None:
-        key = (self_id, message_id)
-        if key not in self._looking:
-            self._looking.add(key)
-            self._run(self._ask_author(key))
-
-    async def _ask_author(self, key: tuple[str, str]) -> None:
-        self_id, message_id = key
-        own = False
-        try:
-            async with asyncio.timeout(_ASK_S):
-                answer = await self.call(
-                    "get_msg", {"message_id": number_or_text(message_id)}, self_id=self_id
-                )
-            own = answer.ok and author_of(answer.data) == self_id
-        except (TimeoutError, DeliveryError) as error:
-            logger.info("author unknown", extra={"account": self.account, "reason": str(error)})
-        finally:
-            self._looking.discard(key)
-            self._own.set(key, own)
-            self._tell_soon()
-
-    def _tell_soon(self) -> None:
-        """Have waiting messages judged; not at once, as the row that waits may be just being written."""
-        if not self._telling and self._loop is not None:
-            self._telling = True
-            self._loop.call_later(_TELL_S, self._tell)
-
-    def _tell(self) -> None:
-        self._telling = False
-        self.context.identified()
 
     # ---------------------------------------------------------------------------------- reverse WebSocket
 
@@ -371,10 +305,7 @@ class OneBot(Platform):
         record: Callable[[Sequence[InboundMessage]], Awaitable[None]],
     ) -> None:
         """Serve a socket until it is closed: events are handed on to be recorded, answers to their calls."""
-        self._loop = asyncio.get_running_loop()
-        peer = Peer(
-            socket, caller, timeout_s=self._call_timeout_s, hidden=self.settings.access_token.values()
-        )
+        peer = Peer(socket, caller, timeout_s=self._call_timeout_s, hidden=self._hidden)
         where = {"account": self.account, "self_id": caller.self_id, "role": caller.role.value}
         replaced = self._peers.add(peer)
         if replaced is not None:
@@ -413,15 +344,8 @@ class OneBot(Platform):
             messages = self._normalised(payload, self_id)
             if messages:
                 await record(messages)
-                for message in messages:
-                    if message.addressed is None and message.reply_to is not None:
-                        self._look_up(self_id, message.reply_to)
 
     # -------------------------------------------------------------------------------------------- running
-
-    async def start(self) -> None:
-        """Get ready to call."""
-        self._loop = asyncio.get_running_loop()
 
     async def stop(self) -> None:
         """Close every connection."""
@@ -464,7 +388,7 @@ class OneBot(Platform):
         if outgoing.unknown_since_ms is not None:
             sent_id = await self._find(outgoing, self_id, params)
             if sent_id is not None:
-                self._remember(self_id, sent_id)
+                self._sent.set((self_id, sent_id), True)
                 return sent_id
         answer = await self._post(action, params, self_id, outgoing.text, quote)
         if quote and not answer.ok and isinstance(answer.error(), Undeliverable):
@@ -474,12 +398,8 @@ class OneBot(Platform):
             raise self._told(answer.error())
         message_id = id_of(answer.field("message_id")) or None
         if message_id is not None:
-            self._remember(self_id, message_id)
+            self._sent.set((self_id, message_id), True)
         return message_id
-
-    def _remember(self, self_id: str, message_id: str) -> None:
-        self._own.set((self_id, message_id), True)
-        self._sent.set((self_id, message_id), True)
 
     async def _post(
         self, action: str, params: Mapping[str, Any], self_id: str, text: str, quote: str | None
@@ -521,9 +441,6 @@ class OneBot(Platform):
             if error.outcome_unknown or error.after_s is not None:
                 raise
             raise RetryLater(error.reason, after_s=self._away_s) from None
-
-    def _can_call(self, self_id: str) -> bool:
-        return self._http is not None or bool(self._peers.for_calls(self_id))
 
     def _only_bot(self) -> str:
         """Return the bot to speak for where the target names none, ``""`` where there are several."""

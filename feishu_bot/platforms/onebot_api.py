@@ -20,7 +20,7 @@ from feishu_bot.platforms.connection import Connection, unreadable, wait_of, wor
 from feishu_bot.platforms.onebot_content import id_of
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Mapping
+    from collections.abc import Hashable, Iterable, Mapping, Sequence
 
     from feishu_bot.config import NetworkSettings, Secrets
     from feishu_bot.platforms.base import Socket
@@ -122,11 +122,11 @@ class Caller:
 class Peer:
     """A connected implementation: events come in, calls go out and are answered by their ``echo``."""
 
-    def __init__(self, socket: Socket, caller: Caller, *, timeout_s: float, hidden: Iterable[str]) -> None:
+    def __init__(self, socket: Socket, caller: Caller, *, timeout_s: float, hidden: Sequence[str]) -> None:
         self.socket = socket
         self.caller = caller
         self._timeout_s = timeout_s
-        self._hidden = tuple(hidden)
+        self._hidden = hidden
         self._prefix = secrets.token_hex(6)
         self._count = 0
         self._waiting: dict[str, asyncio.Future[Answer]] = {}
@@ -218,10 +218,17 @@ class HttpApi:
     """The HTTP API of one implementation."""
 
     def __init__(
-        self, base_url: str, token: Secrets, network: NetworkSettings | None, *, timeout_s: float
+        self,
+        base_url: str,
+        token: Secrets,
+        network: NetworkSettings | None,
+        *,
+        timeout_s: float,
+        hidden: Sequence[str],
     ) -> None:
         self._connection = Connection(base_url.rstrip("/"), network, total_s=timeout_s)
         self._token = token
+        self._hidden = hidden
         self._owner = ""
         self.problem: str | None = None  # why the last call had no answer
 
@@ -259,7 +266,7 @@ class HttpApi:
         except ValueError:
             body = None
         if isinstance(body, dict) and isinstance(body.get("status"), str):
-            return Answer.read(body, self._token.values())
+            return Answer.read(body, self._hidden)
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
             raise RetryLater(f"HTTP {status}: the API refuses access_token")
         if status in _NO_API:

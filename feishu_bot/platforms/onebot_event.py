@@ -52,6 +52,11 @@ def digest_key(kind: str, payload: Mapping[str, Any]) -> str:
     return f"{kind}:sha256-{hashlib.sha256(content).hexdigest()[:40]}"
 
 
+def message_key(self_id: str, group_id: str, user_id: str, message_id: str) -> str:
+    """Return the event key of a message: with its chat, as two of a day's messages may share an id of 31 bits."""
+    return make_key("m", f"g{group_id}" if group_id else f"p{user_id}", self_id, message_id)
+
+
 def event_of(payload: Mapping[str, Any], account: str, self_id: str) -> InboundMessage:
     """Return an event that nobody said; plugins find its details in ``extra``."""
     post_type = text_of(payload.get("post_type"))
@@ -59,7 +64,8 @@ def event_of(payload: Mapping[str, Any], account: str, self_id: str) -> InboundM
     message_id = id_of(payload.get("message_id"))
     kind, flag = text_of(payload.get(f"{post_type}_type")), text_of(payload.get("flag"))
     names = [name for name in (post_type, kind, text_of(payload.get("sub_type"))) if name]
-    if kind in _RECALLS and message_id:
+    recalled = kind in _RECALLS and bool(message_id)
+    if recalled:
         # The recall of the bot's own message is told twice, at different times.
         key = make_key("n", self_id, kind, group_id or user_id, message_id)
     elif post_type == "request" and flag:

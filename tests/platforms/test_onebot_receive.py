@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import asyncio
 import time
-from dataclasses import replace
 
 import orjson
 import pytest
@@ -509,54 +507,10 @@ def test_heartbeats_are_not_recorded_but_tell_when_the_bot_is_offline():
 # ----------------------------------------------------------------------------------------- quoted messages
 
 
-def quoting(message_id: str, **fields):
-    quote = {"type": "reply", "data": {"id": message_id}}
-    return message_event([quote, text("again")], **{"message_id": 8, "group_id": 30003, **fields})
-
-
-def test_without_a_way_to_ask_a_quoted_message_is_nobodys():
-    assert got(quoting("5"), onebot()).addressed is False
-
-
-def test_a_quoted_message_is_asked_about_once_somebody_can_be_asked():
-    platform = onebot(api_url="http://127.0.0.1:9")
-    message = got(quoting("5"), platform)
-    assert (message.addressed, message.text) == (None, "again")
-
-
-def test_the_bots_words_that_come_back_as_events_are_known_as_its_own():
-    platform = onebot()
-    received(vector("message_sent_self"), platform)
-    assert got(quoting("1540837570"), platform).addressed is True
-
-
-@pytest.mark.parametrize(("author", "addressed"), [(10001, True), (20009, False)])
-async def test_who_wrote_a_quoted_message_is_asked_and_then_told(author, addressed):
-    told = asyncio.Event()
-    context = PlatformContext(identified=told.set)
-    async with FakeOneBot(access_token=TOKEN) as fake:
-        quoted = fake.make("earlier", group_id=30003, user_id=author)
-        platform = onebot(api_url=fake.url, context=context)
-        await platform.start()
-        message = got(quoting(str(quoted["message_id"])), platform)
-        assert await asyncio.to_thread(platform.judge, message) is None
-        await told.wait()
-        judged = await asyncio.to_thread(platform.judge, message)
-        assert judged is not None
-        assert (judged.addressed, judged.text) == (addressed, "again" if addressed else "")
-        assert [action for _, action, _ in fake.calls] == ["get_msg"]
-        await platform.stop()
-
-
-async def test_where_nobody_answers_a_quoted_message_is_nobodys():
-    told = asyncio.Event()
-    platform = onebot(api_url="http://127.0.0.1:9", context=PlatformContext(identified=told.set))
-    await platform.start()
-    message = got(quoting("5"), platform)
-    assert await asyncio.to_thread(platform.judge, message) is None
-    await told.wait()
-    assert platform.judge(message) == replace(message, addressed=False, text="", sender_name="")
-    await platform.stop()
+def test_the_words_of_a_message_that_quotes_another_are_kept_until_the_record_knows_whose_it_is():
+    quote = {"type": "reply", "data": {"id": "-5"}}
+    message = got(message_event([quote, text("again")], message_id=8, group_id=30003), onebot())
+    assert (message.addressed, message.reply_to, message.text) == (False, "-5", "again")
 
 
 def test_an_answer_is_text_whatever_stands_in_it():

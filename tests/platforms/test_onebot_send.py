@@ -369,10 +369,13 @@ async def test_an_equal_answer_to_another_question_is_not_taken_for_this_one(way
     async with way() as (fake, platform):
         fake.make("question", message_id=7, group_id=30003)
         fake.make("other question", message_id=8, group_id=30003)
-        await platform.send(part(target=group(reply_to="8")))
+        other = [{"type": "reply", "data": {"id": "8"}}, {"type": "text", "data": {"text": "hello"}}]
+        fake.make(
+            other, group_id=30003, user_id=10001
+        )  # before this process, so it does not know whose it is
         again = await attempt(platform, fake, part(), Failure(words="Timeout"))
         await platform.send(again)
-        assert [m.quotes for m in fake.visible] == ["8", "7"]
+        assert [m.quotes for m in fake.visible] == ["7"]
 
 
 async def test_an_equal_part_that_is_known_to_be_another_is_not_taken_for_this_one(way):

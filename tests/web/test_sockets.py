@@ -107,7 +107,7 @@ async def test_of_two_sockets_of_one_bot_and_role_the_newer_wins():
     async with doors(onebot()) as server, FakeOneBot(access_token=TOKEN) as fake:
         first = await fake.connect(server.ws)
         second = await fake.connect(server.ws)
-        await first.closed.wait()
+        await until(first.closed.is_set)
         assert first.close_code == 1000
         await second.push(message_event("hello", message_id=7))
         await until(lambda: server.record.texts == ["hello"])
@@ -220,7 +220,7 @@ async def test_a_large_event_is_taken_and_one_that_is_too_large_closes_the_socke
         assert len(server.record.messages[0].to_json()) < 1000
         with suppress(ConnectionError):  # it may be cut while it is still being sent
             await link.push(message_event([words, image, image], message_id=2))
-        await link.closed.wait()
+        await until(link.closed.is_set)
         assert link.close_code in {1009, 1006}
         assert server.record.texts == ["look"]
 
@@ -263,7 +263,7 @@ async def test_when_too_much_waits_the_socket_is_closed_and_what_was_read_is_rec
         server.record.away = True
         for n in range(5):
             await link.push(message_event(f"text {n}", message_id=n))
-        await link.closed.wait()
+        await until(link.closed.is_set)
         assert link.close_code == 1013
         server.record.away = False
         await until(lambda: server.record.texts == [f"text {n}" for n in range(5)])
@@ -295,7 +295,7 @@ async def test_what_was_read_is_recorded_before_the_server_has_stopped():
             await until(lambda: server.record.calls)
             server.gate.draining = True
             server.record.away = False
-        await link.closed.wait()
+        await until(link.closed.is_set)
         assert link.close_code == 1001
         assert server.record.texts == ["last words"]
 
