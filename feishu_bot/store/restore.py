@@ -99,6 +99,8 @@ def restore(
     engine = open_engine(db_url, patient=True)
     try:
         file = sqlite_path(engine)
+        if file is None and capabilities(engine).kind == "sqlite":
+            raise RestoreRefused("a database in memory ends with this command; name a file")
         is_full = _refuse(engine, file, force=force)
         if file is not None:
             engine.dispose()  # our own connections are nobody else's

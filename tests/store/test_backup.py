@@ -409,3 +409,9 @@ def test_a_database_that_does_not_exist_is_not_backed_up_and_not_made(tmp_path):
     with pytest.raises(StoreUnavailable, match="there is no database"):
         back_up(f"sqlite:///{tmp_path}/none.db", tmp_path / "backups")
     assert not (tmp_path / "none.db").exists()
+
+
+def test_nothing_is_restored_into_memory(sqlite_url, tmp_path):
+    made, _ = back_up(sqlite_url, tmp_path)
+    with pytest.raises(RestoreRefused, match="a database in memory"):
+        restore(made.path, "sqlite://", now=NOW)
