@@ -7,6 +7,7 @@ import logging
 import signal
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from feishu_bot import __version__
@@ -14,6 +15,7 @@ from feishu_bot.access import Access
 from feishu_bot.ai.agent import Agent
 from feishu_bot.ai.models import make_model
 from feishu_bot.backups import Backups
+from feishu_bot.closing import Closing
 from feishu_bot.commands import BuiltinCommands
 from feishu_bot.delivery import Delivery
 from feishu_bot.errors import StoreUnavailable
@@ -23,7 +25,7 @@ from feishu_bot.metrics import Metrics
 from feishu_bot.pipeline import ChatBot, Pipeline
 from feishu_bot.platforms.base import PlatformContext, platform_types
 from feishu_bot.plugins import Plugins
-from feishu_bot.schedule import Job, Schedule, cleanup
+from feishu_bot.schedule import Job, Schedule, cleanup, remove_hidden
 from feishu_bot.store.engine import is_hopeless
 from feishu_bot.store.store import Store
 from feishu_bot.waiters import Waiters
@@ -95,6 +97,8 @@ class App:
             else int(chat.answer_within.total_seconds() * 1000),
             reached=step,
         )
+        windows = any(platform.has_reply_window for platform in self.platforms.values())
+        self.closing = Closing(self.store, self.pipeline, self.delivery, needed=windows)
         self.metrics = Metrics(self._gauges)
         self.intake = Intake(
             settings,
@@ -144,14 +148,15 @@ class App:
             self.settings.schedule.cleanup,
             self.settings.ai.conversation_persistence.cleanup_days,
         )
+        jobs = [Job("remove hidden", None, partial(remove_hidden, self.store))]
         if not cleaning.enabled:
-            return []
+            return jobs
 
         async def clean() -> None:
             result = await cleanup(self.store, days=days)
             log.info("cleanup done", extra={"result": str(result)})
 
-        return [Job("cleanup", cleaning.cron, clean)]
+        return [*jobs, Job("cleanup", cleaning.cron, clean)]
 
     def _make_server(self, clock: Callable[[], float]) -> Server:
         ai = self.settings.ai
@@ -214,6 +219,7 @@ class App:
         for platform in self.platforms.values():
             await platform.start()
         await self.worker.start()
+        await self.closing.start()
         await self.schedule.start()
         self._open = True
 
@@ -227,8 +233,10 @@ class App:
         if self._open:
             await self.schedule.stop()
             await self.backups.stop()
+            await self.closing.stop()
             await self.worker.stop(GRACE_S)
             await self.delivery.stop(FLUSH_S)
+            await self.pipeline.indicator.stop()
             await self.plugins.stop()
             for platform in self.platforms.values():
                 await platform.stop()

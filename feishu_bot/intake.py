@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from feishu_bot.ai.tokens import count_tokens
 from feishu_bot.model import MAX_KEY_LENGTH, ChatType, End, InboundMessage, make_key, scope_key
 from feishu_bot.store.schema import OPEN
-from feishu_bot.store.work import Arrival, Recorded
+from feishu_bot.store.work import Arrival, Quote, Recorded, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SEEN = (
     "#seen"  # added to the key of an event that is not meant for the bot, so that an addressed copy is taken
 )
+NOT_ADDRESSED = "not addressed"
 _COUNT_INLINE = 4000  # characters; counting more takes a thread, so that the loop stays free to acknowledge
 
 
@@ -68,7 +69,7 @@ class Intake:
                 self.counts.duplicates += 1
                 continue
             self.counts.received += 1
-            if arrival.state == OPEN:
+            if arrival.state == OPEN or result is Recorded.TO_BOT:
                 self._recorded(arrival.lane_key)
             else:
                 self.counts.ignored += 1
@@ -84,26 +85,26 @@ class Intake:
 
     def _arrival(self, message: InboundMessage, tokens: int | None) -> Arrival:
         reason = self._not_for_us(message)
-        key = _bounded(message.event_key)
+        key, lane = _bounded(message.event_key), self.lane_of(message)
+        if message.target_key is not None:
+            message = replace(message, target_key=_bounded(message.target_key))
         if reason is None:
+            reply = None
+            if message.addressed is None and message.reply_to is not None:
+                reply = _reply(message, key, lane, tokens)
+            payload = message.to_json(tokens=tokens)
             return Arrival(
-                message.account,
-                key,
-                self.lane_of(message),
-                message.to_json(tokens=tokens),
-                reply_before=message.reply_before_ms,
+                message.account, key, lane, payload, reply_before=message.reply_before_ms, reply=reply
             )
-        bare = replace(message, text="", sender_name="", mentions=(), attachments=(), extra={})
-        if reason == "not addressed":
-            key += SEEN
-        return Arrival(
-            message.account,
-            key,
-            self.lane_of(message),
-            bare.to_json(),
-            state=End.IGNORED.value,
-            reason=reason,
+        bare = replace(
+            message, text="", sender_name="", mentions=(), attachments=(), unreadable=None, extra={}
         )
+        reply = None
+        if reason == NOT_ADDRESSED:
+            if message.reply_to is not None and (message.text or message.unreadable is not None):
+                reply = _reply(message, key, lane, tokens)
+            key += SEEN
+        return Arrival(message.account, key, lane, bare.to_json(), End.IGNORED.value, reason, reply=reply)
 
     def lane_of(self, message: InboundMessage) -> str:
         """Return the lane an event belongs to: its conversation's scope key."""
@@ -114,7 +115,7 @@ class Intake:
     def _not_for_us(self, message: InboundMessage) -> str | None:
         """Return why an event needs no answer, or None."""
         if message.kind == "event":
-            return None if self._wants_events() else "event"
+            return None if message.change is not None or self._wants_events() else "event"
         if message.sender_is_bot:
             return "from a bot"
         if message.outsider and not self._access.outsiders:
@@ -124,8 +125,17 @@ class Intake:
         if not self._chat.enable_in_groups:
             return "groups are off"
         if message.addressed is False and self._chat.require_at_in_groups:
-            return "not addressed"
+            return NOT_ADDRESSED
         return None
+
+
+def _reply(message: InboundMessage, key: str, lane: str, tokens: int | None) -> Reply:
+    """Return what a group message is if the one that it replies to turns out to be the bot's."""
+    assert message.reply_to is not None  # noqa: S101  # the callers have looked
+    meant = replace(message, addressed=None, quotes_bot=True)
+    payload = meant.to_json(tokens=tokens)
+    to_bot = Arrival(message.account, key, lane, payload, reply_before=message.reply_before_ms)
+    return Reply(Quote.of(message, message.reply_to), to_bot)
 
 
 def _clean(message: InboundMessage) -> InboundMessage:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections import deque
 from contextvars import ContextVar, Token
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 HIDDEN = "***"
 MIN_SECRET_LENGTH = 3  # shorter texts stand in every other word
+RECENT = 10  # warnings and errors that are remembered
+_MAX_REASON = 300  # characters of one of them
 
 _bound: ContextVar[Mapping[str, Any]] = ContextVar("log_fields", default={})  # noqa: B039 - it is never changed
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -183,16 +186,41 @@ class JsonFormatter(_Formatter):
             return orjson.dumps(texts).decode()
 
 
+class RecentErrors(logging.Handler):
+    """Remembers the last few warnings and errors: instant, event and reason, with nothing in them that is secret."""
+
+    def __init__(self, secrets: SecretFilter, *, most: int = RECENT) -> None:
+        super().__init__(logging.WARNING)
+        self.secrets = secrets
+        self._last: deque[tuple[str, str, str, str]] = deque(maxlen=most)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Remember a record."""
+        reason = getattr(record, "reason", None)
+        if reason is None and record.exc_info and record.exc_info[0] is not None:
+            reason = record.exc_info[0].__name__
+        event = self.secrets.hide(str(record.msg))[:_MAX_REASON]
+        words = self.secrets.hide(str(reason))[:_MAX_REASON] if reason is not None else ""
+        self._last.append((_instant(record.created), record.levelname.lower(), event, words))
+
+    def last(self) -> list[dict[str, str]]:
+        """Return them, the newest last."""
+        return [
+            dict(zip(("at", "level", "event", "reason"), item, strict=True)) for item in self._last.copy()
+        ]
+
+
 class _Handler(logging.StreamHandler["TextIO"]):
     """Marks the handler that ``configure`` has put in, so that the next one replaces it."""
 
 
 class Logging:
-    """The logging that is in force; ``close`` takes it away again."""
+    """The logging that is in force; ``close`` takes it away again. ``errors`` holds what went wrong lately."""
 
-    def __init__(self, handler: logging.Handler, secrets: SecretFilter) -> None:
+    def __init__(self, handler: logging.Handler, errors: RecentErrors, secrets: SecretFilter) -> None:
         self._handler = handler
         self._secrets = secrets
+        self.errors = errors
 
     def hide(self, secrets: Iterable[str]) -> None:
         """Hide these values too from now on."""
@@ -201,6 +229,7 @@ class Logging:
     def close(self) -> None:
         """Stop writing to the stream."""
         logging.getLogger().removeHandler(self._handler)
+        logging.getLogger().removeHandler(self.errors)
 
 
 def configure(settings: LogSettings, *, secrets: Iterable[str] = (), stream: TextIO | None = None) -> Logging:
@@ -215,6 +244,11 @@ def configure(settings: LogSettings, *, secrets: Iterable[str] = (), stream: Tex
     for old in [old for old in root.handlers if isinstance(old, _Handler)]:
         root.removeHandler(old)
     root.addHandler(handler)
+    errors = next((known for known in root.handlers if isinstance(known, RecentErrors)), None)
+    if errors is None:
+        errors = RecentErrors(hidden)
+        root.addHandler(errors)
+    errors.secrets = hidden
     root.setLevel(settings.level)
     quiet = max(logging.WARNING, root.level) if root.level > logging.DEBUG else logging.NOTSET
     for name in _QUIET:
@@ -223,4 +257,4 @@ def configure(settings: LogSettings, *, secrets: Iterable[str] = (), stream: Tex
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     # The standard report of a failed write repeats the record's arguments, which nothing has hidden.
     logging.raiseExceptions = False
-    return Logging(handler, hidden)
+    return Logging(handler, errors, hidden)

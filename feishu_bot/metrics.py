@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from feishu_bot.model import End
+from feishu_bot.peers import SILENT_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from prometheus_client.metrics_core import Metric
+    from collections.abc import Callable, Iterable, Iterator
 
     from feishu_bot.model import CallUsage
+    from feishu_bot.peers import Peers
 
 _QUICK = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.5, 1, 3)
 _SLOW = (0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
 
 
-class Metrics(Collector):
-    """Counters, and two histograms of seconds."""
+# Gauges of one process; the others tell of the database, and are the same in all.
+_OWN_GAUGES: Final = ("feishu_bot_messages_active", "feishu_bot_worker")
 
-    def __init__(self, gauges: Callable[[], dict[str, float]]) -> None:
+
+class Metrics(Collector):
+    """Counters, and two histograms of seconds. ``peers``: the other workers, whose counts are added."""
+
+    def __init__(self, gauges: Callable[[], dict[str, float]], peers: Peers | None = None) -> None:
         self._gauges = gauges
+        self._peers = peers
         self.received: Counter[str] = Counter()
         self.duplicates: Counter[str] = Counter()
         self.refused: Counter[tuple[str, str]] = Counter()
@@ -88,5 +93,62 @@ class Metrics(Collector):
         """Return nothing: what is collected is named at each scrape."""
         return iter(())
 
+    def counts(self) -> list[Any]:
+        """Return everything as plain data, for ``add_up`` in another process."""
+        return [
+            [m.name, m.type, m.documentation, [[s.name, s.labels, s.value] for s in m.samples]]
+            for m in self.registry.collect()
+        ]
+
     def render(self) -> bytes:
-        return generate_latest(self.registry)
+        """Return Prometheus's text format, for all workers of this machine."""
+        if self._peers is None:
+            return generate_latest(self.registry)
+        families = add_up([self.counts(), *self._peers.counts()])
+        return generate_latest(_Families([*families, self._workers(self._peers)]))
+
+    @staticmethod
+    def _workers(peers: Peers) -> list[Any]:
+        """Return a gauge that shows which workers are heard of; 0 for one that is not."""
+        ages = {**peers.ages(), peers.slot: 0.0}
+        samples = [
+            ["feishu_bot_worker", {"worker": str(slot)}, float(ages.get(slot, SILENT_S) < SILENT_S)]
+            for slot in range(peers.count)
+        ]
+        return ["feishu_bot_worker", "gauge", "Workers of this machine that are heard of", samples]
+
+
+def add_up(counts: Iterable[list[Any]]) -> list[Any]:
+    """Return the sums of what several processes have counted; the first one's word counts for the database."""
+    families: dict[str, list[Any]] = {}
+    sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+    for number, process in enumerate(counts):
+        for name, kind, documentation, samples in process:
+            families.setdefault(name, [name, kind, documentation])
+            values = sums.setdefault(name, {})
+            for sample, labels, value in samples:
+                key = (sample, tuple(labels.items()))
+                if sample.endswith("_created"):
+                    values[key] = min(value, values.get(key, value))
+                elif kind != "gauge" or name in _OWN_GAUGES:
+                    values[key] = values.get(key, 0) + value
+                elif number == 0:
+                    values[key] = value
+    return [
+        [*family, [[sample, dict(labels), value] for (sample, labels), value in sums[name].items()]]
+        for name, family in families.items()
+    ]
+
+
+class _Families(Collector):
+    """Counts as plain data, in the form that is rendered."""
+
+    def __init__(self, families: list[Any]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        for name, kind, documentation, samples in self._families:
+            metric = Metric(name, documentation, kind)
+            for sample, labels, value in samples:
+                metric.add_sample(sample, labels, value)
+            yield metric

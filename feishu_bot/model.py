@@ -114,6 +114,12 @@ class InboundMessage:
     ``text`` is without the bot's own mention. ``unreadable`` names the kind of content that the bot cannot
     read (``image``, ``audio``, …, ``mention`` for a bare mention); the sender is told what it can do.
     ``kind`` is ``event`` for everything nobody said: it is recorded and ends ``ignored``.
+
+    An event with a ``change`` says what became of an earlier message: ``message_id`` names it, ``target_key`` is
+    the event key it came under, and ``text`` its new text if it was edited. ``quoted`` and ``quotes_bot`` are
+    the record's: the words of the message that ``reply_to`` names, and that the bot has said it.
+    A platform keeps the words of a group message that is not addressed only where it replies to another one: if
+    that is the bot's, the message is meant for it.
     """
 
     account: str
@@ -139,6 +145,10 @@ class InboundMessage:
     conversation: str | None = None  # public id of the conversation meant, where the door knows it (web)
     agent: str | None = None  # agent asked for, where the door lets one choose (web)
     tokens: int | None = None  # of ``text``, counted once on arrival
+    quoted: str = ""
+    quotes_bot: bool = False
+    change: Literal["recalled", "edited"] | None = None
+    target_key: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)  # JSON-able; only the platform's own file reads it
 
     @property

@@ -16,12 +16,17 @@ from zoneinfo import ZoneInfo
 import orjson
 
 from feishu_bot.access import Access, applies
+from feishu_bot.ai.tokens import count_tokens
 from feishu_bot.commands import CommandTable
 from feishu_bot.errors import BudgetExceeded
+from feishu_bot.groups import is_shared, metadata, question, with_speakers
 from feishu_bot.hooks import BudgetView, Context, ConversationView, Reply
+from feishu_bot.indicator import Indicator
 from feishu_bot.model import CallUsage, ChatType, End, InboundMessage, Target, make_key
 from feishu_bot.split import fit_text
 from feishu_bot.store import budgets as ledger
+from feishu_bot.store.amendments import amend
+from feishu_bot.store.quotes import CHAT
 from feishu_bot.store.work import (
     Change,
     Charge,
@@ -110,6 +115,7 @@ class Pipeline:
         self._tenants = {account: platform.settings.tenant for account, platform in platforms.items()}
         self._windows: dict[Window, tuple[int, int | None]] = {}
         self._commands = CommandTable(self._chat.command_prefix, self._chat.language, [])
+        self.indicator = Indicator()
         self.history_turns = settings.ai.conversation_persistence.max_history_turns if self._keeps else 0
 
     def load_commands(self) -> None:
@@ -142,12 +148,19 @@ class Pipeline:
             if judged is None and not self._too_old(received_at, now_ms):
                 return Planned(wait_ms=now_ms + _LOOK_AGAIN_MS)
             message = judged or replace(message, addressed=False)
+            if message.addressed is None:
+                message = replace(message, addressed=message.quotes_bot)
             if not message.addressed and self._chat.require_at_in_groups:
                 return Planned(Decision("ignore", message, "not addressed"))
+            if message.tokens is None and message.text:  # counted before the platform cut a mention out
+                message = replace(message, tokens=count_tokens(message.text, self._settings.ai.model))
         decision = self._decide(message, attempt, received_at, now_ms)
         if decision.kind != "answer" or not self._settings.ai.enabled:
             return Planned(decision)
-        call = self._agent.plan(history, message.text, message.tokens or 0)
+        model, scope = self._settings.ai.model, self._chat.scope
+        if is_shared(message, scope):
+            history = with_speakers(history, model)
+        call = self._agent.plan(history, *question(message, scope, model))
         return Planned(
             replace(decision, call=call),
             PlannedCall(call.model, call.prompt_tokens, call.reserve_tokens, self._charges(message, now_ms)),
@@ -206,6 +219,8 @@ class Pipeline:
         decision: Decision = work.planned.decision
         match decision.kind:
             case "event":
+                if decision.message.change is not None:
+                    await self._amend(decision.message)
                 await self._plugins.on_event(self._context(work, decision.message))
                 return Outcome(work, End.IGNORED, "event", erase=True)
             case "ignore":
@@ -219,6 +234,15 @@ class Pipeline:
             case "command":
                 return await self._command(work, decision)
         return await self._reply(work, decision, on_text)
+
+    async def _amend(self, event: InboundMessage) -> None:
+        """Do to the record what was done to an earlier message on the platform."""
+        shard = self._store.shard
+        amended = await self._store.run(lambda tx: amend(tx, event, shard=shard))
+        log.info(
+            "message amended",
+            extra={"change": event.change, "messages": amended.messages, "lane": amended.lane_key},
+        )
 
     async def _command(self, work: Work, decision: Decision) -> Outcome:
         parsed = decision.command
@@ -256,7 +280,8 @@ class Pipeline:
             return self._note(work, decision, End.REFUSED, self._say("ai_off"))
         if work.refusal is not None:
             return self._over_budget(work, decision, work.refusal, ())
-        answer = await self._agent.answer(decision.call, reserve=self._reserver(work), on_text=on_text)
+        with self.indicator.watch(self._platforms.get(work.message.account), decision.message):
+            answer = await self._agent.answer(decision.call, reserve=self._reserver(work), on_text=on_text)
         if answer.text is None:
             if answer.refusal is not None and answer.failure is None:
                 return self._over_budget(work, decision, answer.refusal, answer.calls)
@@ -297,7 +322,7 @@ class Pipeline:
             role="assistant",
             content=text,
             tokens=said.tokens,
-            metadata_json=orjson.dumps(said.metadata).decode(),
+            metadata_json=orjson.dumps(said.metadata | _chat_note(work, decision.message)).decode(),
             save_key=f"in:{work.inbox_id}:assistant",
         )
         return Outcome(
@@ -354,10 +379,12 @@ class Pipeline:
 
     def _user_message(self, work: Work, decision: Decision) -> NewMessage:
         message = decision.message
+        noted = metadata(message, work.lease.lane_key)
         return NewMessage(
             role="user",
             content=message.text,
             tokens=message.tokens or 0,
+            metadata_json=orjson.dumps(noted).decode() if noted else None,
             sender_id=message.user_key,
             source_id=message.message_id,
             save_key=f"in:{work.inbox_id}:user",
@@ -453,6 +480,12 @@ class Pipeline:
             "reply_before": message.reply_before_ms,
         }
 
+    def closing_note(self, message: InboundMessage) -> str | None:
+        """Return the part that tells a speaker that his platform will soon take no reply, None for none."""
+        if not message.addressed or message.kind == "event" or not self._access.allows(message):
+            return None
+        return part_payload(Target.of(message), self._say("closing"))
+
     @property
     def language(self) -> str:
         return self._chat.language
@@ -487,6 +520,12 @@ class ChatBot:
 
     async def budgets(self, message: InboundMessage) -> Sequence[BudgetView]:
         return await self._pipeline.budgets_of(message)
+
+
+def _chat_note(work: Work, message: InboundMessage) -> dict[str, Any]:
+    """Return the chat of an answer in a conversation that spans several."""
+    noted = metadata(message, work.lease.lane_key)
+    return {CHAT: noted[CHAT]} if CHAT in noted else {}
 
 
 def part_payload(target: Target, text: str) -> str:

@@ -15,6 +15,7 @@ TEXTS: Final[dict[str, dict[str, str]]] = {
         "budget": "您的额度已不足：预算「{budget}」已用 {used}，上限 {limit} 个 token。{ends}命令仍可使用。",
         "budget_ends": "额度将于 {at} 恢复。",
         "expired": "服务曾中断，有 {count} 条较早的消息未能回复。如仍需要，请重新发送。",
+        "closing": "仍在处理您的问题。平台只允许在限定时间内回复：如半分钟内仍未收到回答，请重新发送。",
         "unknown_command": "未知命令：{command}。{nearest}发送 {prefix}help 查看可用命令。",
         "nearest": "您是想输入 {command} 吗？",
         "admins_only": "此命令仅限管理员使用。",
@@ -65,6 +66,8 @@ TEXTS: Final[dict[str, dict[str, str]]] = {
         "budget_ends": "It is renewed at {at}. ",
         "expired": "The service was interrupted; {count} older message(s) were not answered. "
         "Please send them again if you still need an answer.",
+        "closing": "Still working on your question. Replies to it are possible for half a minute only: "
+        "if no answer has come by then, please ask again.",
         "unknown_command": "Unknown command: {command}. {nearest}{prefix}help lists all commands.",
         "nearest": "Did you mean {command}? ",
         "admins_only": "Only administrators may use this command.",

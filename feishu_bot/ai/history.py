@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 # A row begins with role, content and tokens; what follows is its owner's.
-HistoryRow = tuple[str, str, int] | tuple[str, str, int, int]
+HistoryRow = tuple[str, str, int, *tuple[object, ...]]
 
 
 @dataclass(frozen=True, slots=True)

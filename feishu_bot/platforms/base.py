@@ -22,7 +22,7 @@ from feishu_bot.errors import BadPayload
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from feishu_bot.model import InboundMessage, Outgoing
+    from feishu_bot.model import InboundMessage, Outgoing, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,8 @@ class Platform(ABC):
     max_part_bytes: ClassVar[int | None] = None  # the same in UTF-8 bytes
     max_parts: ClassVar[int | None] = None  # how many messages may answer one; a longer answer is shortened
     idempotent_for_s: ClassVar[float | None] = None  # how long equal keys are folded; None: for ever
+    has_reply_window: ClassVar[bool] = False  # messages have a reply_before_ms; a note warns before it
+    shows_typing: ClassVar[bool] = False  # it can be shown that an answer is being made
 
     def __init__(self, account: str, settings: Any, context: PlatformContext) -> None:
         self.account = account
@@ -144,8 +146,21 @@ class Platform(ABC):
         """Close what ``start`` opened."""
 
     def judge(self, message: InboundMessage) -> InboundMessage | None:
-        """Decide a message whose ``addressed`` is None; return None while the bot's own id is unknown."""
+        """Decide a message whose ``addressed`` is None; return None while the bot's own id is unknown.
+
+        One with ``quotes_bot`` replies to the bot, and is meant for it.
+        """
         return message
+
+    async def show_typing(self, target: Target) -> str | None:  # noqa: ARG002  # the signature for those who have it
+        """Show that an answer to ``target.reply_to`` is being made; return what ``hide_typing`` takes it back by.
+
+        Asked only where ``shows_typing``. Raises RetryLater or Undeliverable, which nobody minds.
+        """
+        return None
+
+    async def hide_typing(self, target: Target, shown: str) -> None:
+        """Take back what ``show_typing`` has shown. Raises RetryLater or Undeliverable, which nobody minds."""
 
     def problems(self) -> list[str]:
         """Return what is wrong with this account now, in words for ``/readyz``; empty if nothing is."""

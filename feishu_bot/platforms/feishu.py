@@ -27,8 +27,22 @@ from pydantic import Field
 from feishu_bot.config import HttpUrl, PlatformSettings, Rate, Secrets
 from feishu_bot.errors import BadPayload, BadSignature, BadToken, DeliveryError, Undeliverable
 from feishu_bot.model import ChatType, InboundMessage
-from feishu_bot.platforms.base import Platform, PlatformContext, Received, WebhookRequest, parse_json, text_of
-from feishu_bot.platforms.feishu_client import NO_THREADS, POST_REFUSED, REPLY_GONE, Answer, FeishuClient
+from feishu_bot.platforms.base import (
+    Platform,
+    PlatformContext,
+    Received,
+    WebhookRequest,
+    parse_json,
+    text_of,
+)
+from feishu_bot.platforms.feishu_client import (
+    NO_THREADS,
+    POST_REFUSED,
+    REACTIONS_REFUSED,
+    REPLY_GONE,
+    Answer,
+    FeishuClient,
+)
 from feishu_bot.platforms.feishu_content import (
     SILENT_TYPES,
     escape_mentions,
@@ -43,7 +57,7 @@ from feishu_bot.platforms.feishu_content import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from feishu_bot.model import Attachment, Mention, Outgoing
+    from feishu_bot.model import Attachment, Mention, Outgoing, Target
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +72,8 @@ _LATEST_MS = 10**14  # a later instant must be microseconds (card callbacks)
 _MAX_DIGITS = 17
 _LONGEST_PAUSE_S = 60.0
 
+_MAX_PRESSED = 4000  # bytes of what a card's button says
+_TYPING = b'{"reaction_type":{"emoji_type":"Typing"}}'
 _MARKS = {"zh": "(可能重复) ", "en": "(possibly repeated) "}
 _NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
 _WRITTEN_TIME = re.compile(  # time.Time.String() of Go, and ISO 8601
@@ -98,6 +114,10 @@ class FeishuSettings(PlatformSettings):
         " holds repeats off",
     )
 
+    # "Send message": 50 a second by an app, 5 of them to one person or group.
+    messages_per_s: Rate = Field(50, description="sent by all processes together; null: no limit of ours")
+    messages_per_chat_per_s: Rate = Field(5, description="the same, to one chat")
+
     def missing(self) -> list[str]:
         """Return the keys without which this account cannot prove who sent an event, or answer."""
         keys = [] if self.app_id else ["app_id"]
@@ -114,10 +134,6 @@ class FeishuSettings(PlatformSettings):
             found.append(
                 "no encrypt_key: events are neither encrypted nor signed; only verification_token proves them"
             )
-    # "Send message": 50 a second by an app, 5 of them to one person or group.
-    messages_per_s: Rate = Field(50, description="sent by all processes together; null: no limit of ours")
-    messages_per_chat_per_s: Rate = Field(5, description="the same, to one chat")
-
         return found
 
 
@@ -129,6 +145,7 @@ class Feishu(Platform):
     # A text may be 150 KB of JSON inside JSON, where one byte can become seven.
     max_part_bytes = 20_000
     idempotent_for_s = 3600.0
+    shows_typing = True
 
     settings: FeishuSettings
 
@@ -158,6 +175,7 @@ class Feishu(Platform):
             clock=clock,
             hidden=(*settings.encrypt_key.values(), *settings.verification_token.values()),
         )
+        self._may_react = True  # until the platform says that a permission is missing
         self._problem: str | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -257,6 +275,7 @@ class Feishu(Platform):
             chat_id=text_of(payload.get("open_chat_id")),
             sender_id=text_of(payload.get("open_id")),
             message_id=text_of(payload.get("open_message_id")) or None,
+            extra=_pressed(_dict(payload.get("action")), text_of(payload.get("token"))),
         )
         return Received((event,))
 
@@ -287,6 +306,8 @@ class Feishu(Platform):
         context = _dict(event.get("context"))
         actor = _dict(event.get("operator") or event.get("operator_id") or event.get("user_id"))
         message_id = text_of(event.get("message_id") or context.get("open_message_id"))
+        recalled = event_type == "im.message.recalled_v1" and message_id
+        action = event.get("action")
         return InboundMessage(
             account=self.account,
             event_key=key,
@@ -295,6 +316,9 @@ class Feishu(Platform):
             chat_id=text_of(event.get("chat_id") or context.get("open_chat_id")),
             sender_id=text_of(actor.get("open_id")),
             message_id=message_id or None,
+            change="recalled" if recalled else None,
+            target_key=_key("om", message_id) if recalled else None,
+            extra=_pressed(action, text_of(event.get("token"))) if isinstance(action, dict) else {},
         )
 
     def _message(
@@ -308,6 +332,10 @@ class Feishu(Platform):
         chat_id = text_of(message.get("chat_id"))
         private = message.get("chat_type") == "p2p"
         silent = message_type in SILENT_TYPES or not sender_id
+        reply_to = text_of(message.get("parent_id")) or None
+        thread_id = text_of(message.get("thread_id")) or None
+        # In a topic every message names the first one so, whomever it is meant for.
+        chosen = reply_to is not None and not (thread_id and reply_to == message.get("root_id"))
         text, unreadable = "", None
         attachments: tuple[Attachment, ...] = ()
         mentions: tuple[Mention, ...] = ()
@@ -319,7 +347,10 @@ class Feishu(Platform):
             if not private:
                 addressed = self._is_addressed(mentions)
             if addressed is False and not self._keep_unaddressed:
-                text, attachments, mentions, unreadable = "", (), (), None
+                if (
+                    not chosen
+                ):  # the words of a reply are kept: it may be to the bot, then ``judge`` reads them
+                    text, attachments, mentions, unreadable = "", (), (), None
             elif addressed is not None:
                 text, unreadable = self._readable(text, mentions, attachments, unreadable)
         return InboundMessage(
@@ -336,8 +367,8 @@ class Feishu(Platform):
             addressed=addressed,
             mentions=mentions,
             message_id=message_id,
-            reply_to=text_of(message.get("parent_id")) or None,
-            platform_thread_id=text_of(message.get("thread_id")) or None,
+            reply_to=reply_to,
+            platform_thread_id=thread_id,
             attachments=attachments,
             unreadable=unreadable,
             sent_at_ms=_milliseconds(message.get("create_time")),
@@ -370,7 +401,7 @@ class Feishu(Platform):
             return message
         if self._own_id is None:
             return None
-        addressed = mentioned(message.mentions, self._own_id)
+        addressed = message.quotes_bot or mentioned(message.mentions, self._own_id)
         if not addressed and not self._keep_unaddressed:
             return replace(
                 message, addressed=False, text="", mentions=(), attachments=(), unreadable=None, tokens=None
@@ -458,6 +489,28 @@ class Feishu(Platform):
             else:
                 raise answer.error()
 
+    async def show_typing(self, target: Target) -> str | None:
+        """Put the reaction ``Typing`` on the question; return the reaction's id.
+
+        An app without the permission is not asked to again. Raises RetryLater or Undeliverable.
+        """
+        if not target.reply_to or not self._may_react:
+            return None
+        answer = await self._client.call("POST", _reactions(target.reply_to), _TYPING)
+        if answer.code in REACTIONS_REFUSED:
+            self._may_react = False
+            logger.info("typing switched off", extra={"account": self.account, "reason": answer.reason})
+        if answer.code:
+            raise answer.error()
+        return text_of(_dict(answer.body.get("data")).get("reaction_id")) or None
+
+    async def hide_typing(self, target: Target, shown: str) -> None:
+        """Take the reaction back. Raises RetryLater or Undeliverable."""
+        path = f"{_reactions(target.reply_to or '')}/{quote(shown, safe='')}"
+        answer = await self._client.call("DELETE", path)
+        if answer.code:
+            raise answer.error()
+
     async def _reply(self, message_id: str, body: dict[str, Any], *, threaded: bool) -> Answer:
         path = f"/open-apis/im/v1/messages/{quote(message_id, safe='')}/reply"
         return await self._client.call("POST", path, orjson.dumps({**body, "reply_in_thread": threaded}))
@@ -471,6 +524,22 @@ class Feishu(Platform):
 
 
 # --------------------------------------------------------------------------------------------------- parts
+
+
+def _reactions(message_id: str) -> str:
+    return f"/open-apis/im/v1/messages/{quote(message_id, safe='')}/reactions"
+
+
+def _pressed(action: dict[str, Any], token: str) -> dict[str, Any]:
+    """Return what a button or form of a card says: ``value``, ``form_value``, …, and the token to update it by."""
+    found: dict[str, Any] = {"token": token} if token else {}
+    room = _MAX_PRESSED
+    for name, value in action.items():
+        room -= len(orjson.dumps(value)) + len(name)
+        if room < 0:
+            break
+        found[name] = value
+    return found
 
 
 def _raw(text: str) -> bytes:

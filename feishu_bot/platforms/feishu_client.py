@@ -34,6 +34,7 @@ TOKEN_PATH = "/open-apis/auth/v3/tenant_access_token/internal"  # noqa: S105 - a
 TOKEN_EXPIRED = 99991663
 REPLY_GONE = frozenset({230011, 230110})  # the message to reply to was recalled or deleted
 NO_THREADS = 230071  # on a reply: this group has no topics
+REACTIONS_REFUSED = frozenset({231002, 99991672, 99991679})  # the app lacks the permission
 POST_REFUSED = frozenset({230001, 230025, 230054, 230099})  # as text the same words may pass
 
 _REFRESH_BEFORE_S = 600.0  # from 30 min before its end Feishu gives a new token; both stay valid

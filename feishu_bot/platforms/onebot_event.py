@@ -83,6 +83,8 @@ def event_of(payload: Mapping[str, Any], account: str, self_id: str) -> InboundM
         addressed=id_of(payload.get("target_id")) == self_id,
         message_id=message_id or None,
         sent_at_ms=milliseconds(payload.get("time")),
+        change="recalled" if recalled else None,
+        target_key=message_key(self_id, group_id, user_id, message_id) if recalled else None,
         extra=_details(payload, self_id),
     )
 

@@ -70,8 +70,8 @@ _LATEST_S = 10**11  # a later instant is written in milliseconds
 _STAMP_DIGITS = 15
 
 # Each kind of reply has msg_seq numbers of its own, each form of a part one besides: the same at every attempt.
-_SEQ_OF_KIND = {"answer": 0, "note": 100, "error": 200, "card": 300}
-_SEQ_OTHER = 400
+_SEQ_OF_KIND = {"answer": 0, "note": 100, "error": 200, "card": 300, "wait": 400}
+_SEQ_OTHER = 500
 _SEQ_WITHOUT_LINKS = 20
 _SEQ_MARKDOWN = 50
 
@@ -93,6 +93,11 @@ _SCENES = {
     "AT_MESSAGE_CREATE": _Scene(ChatType.CHANNEL, to_bot=True, guild=True, window_ms=5 * _MINUTE_MS),
     "MESSAGE_CREATE": _Scene(ChatType.CHANNEL, to_bot=False, guild=True, window_ms=5 * _MINUTE_MS),
     "DIRECT_MESSAGE_CREATE": _Scene(ChatType.PRIVATE, to_bot=True, guild=True, window_ms=5 * _MINUTE_MS),
+}
+_RECALLS = {
+    "MESSAGE_DELETE": ChatType.CHANNEL,
+    "PUBLIC_MESSAGE_DELETE": ChatType.CHANNEL,
+    "DIRECT_MESSAGE_DELETE": ChatType.PRIVATE,
 }
 _BUTTON_PLACES = {0: ChatType.CHANNEL, 1: ChatType.GROUP, 2: ChatType.PRIVATE}
 
@@ -130,7 +135,8 @@ class QQ(Platform):
     name = "qq"
     settings_type = QQSettings
     max_part_chars = 4500  # undocumented; the platform's own bots cut there
-    max_parts = 4  # five replies per message, one of them for a note
+    max_parts = 4  # five replies per message, one of them for the note before the window closes
+    has_reply_window = True
 
     settings: QQSettings
 
@@ -230,7 +236,8 @@ class QQ(Platform):
         content = read_content(data, guild=scene.guild, to_bot=scene.to_bot)
         addressed = scene.to_bot or content.names_bot
         text, unreadable = "", None
-        if addressed or self._keep_unaddressed:
+        # The words of a reply are kept: it may be to the bot.
+        if addressed or self._keep_unaddressed or content.quoted_id:
             text, unreadable = _readable(content, scene)
         else:
             content = _NOTHING
@@ -276,6 +283,8 @@ class QQ(Platform):
                 "button_data": text_of(pressed.get("button_data")),
             }
         sender = next(filter(None, (text_of(data.get(name)) for name in _WHO)), "")
+        if event_type in _RECALLS and text_of(message.get("id")):
+            return self._recall(message, event_type, key)
         return InboundMessage(
             account=self.account,
             event_key=key,
@@ -290,6 +299,23 @@ class QQ(Platform):
             message_id=text_of(message.get("id")) or text_of(data.get("message_id")) or None,
             sent_at_ms=_milliseconds(data.get("timestamp")),
             extra=extra,
+        )
+
+    def _recall(self, message: dict[str, Any], event_type: str, key: str) -> InboundMessage:
+        """Return that a message was taken back; only guilds tell it."""
+        direct = _RECALLS[event_type] is ChatType.PRIVATE
+        message_id = text_of(message.get("id"))
+        return InboundMessage(
+            account=self.account,
+            event_key=key,
+            event_type=event_type,
+            kind="event",
+            chat_type=_RECALLS[event_type],
+            chat_id=text_of(message.get("guild_id" if direct else "channel_id")),
+            sender_id=text_of(_dict(message.get("author")).get("id")),
+            message_id=message_id,
+            change="recalled",
+            target_key=f"m:{message_id}",
         )
 
     # -------------------------------------------------------------------------------------------- signing in

@@ -117,17 +117,39 @@ def prune(tx: Transaction, *, shard: int = 0) -> int:
     if old:
         tx.connection.execute(delete(inbox).where(inbox.c.id.in_([r.id for r in old])))
         count_ends(tx, removed, shard=shard)
-    sent = list(
-        tx.connection.execute(
-            select(outbox.c.id)
-            .where(outbox.c.ended_at < cutoff, outbox.c.state == "sent")
-            .order_by(outbox.c.ended_at)
-            .limit(PIECE)
-        ).scalars()
-    )
+    sent = tx.connection.execute(
+        select(outbox.c.id, outbox.c.source, outbox.c.kind, outbox.c.part, outbox.c.sent_id)
+        .add_columns(outbox.c.conversation_id)
+        .where(outbox.c.ended_at < cutoff, outbox.c.state == "sent")
+        .order_by(outbox.c.ended_at)
+        .limit(PIECE)
+    ).all()
     if sent:
-        tx.connection.execute(delete(outbox).where(outbox.c.id.in_(sent)))
+        _keep_sent_ids(tx, sent)
+        tx.connection.execute(delete(outbox).where(outbox.c.id.in_([r.id for r in sent])))
     return len(old) + len(sent)
+
+
+_NAME_SOURCE = (
+    update(messages)
+    .where(
+        messages.c.conversation_id == bindparam("cid"),
+        messages.c.save_key == bindparam("key"),
+        messages.c.source_id.is_(None),
+    )
+    .values(source_id=bindparam("sent_id"))
+)
+
+
+def _keep_sent_ids(tx: Transaction, sent: Sequence[Any]) -> None:
+    """Give stored answers the platform's id of their first part: from now on nothing else tells replies to them."""
+    rows = [
+        {"cid": r.conversation_id, "key": f"{r.source}:assistant", "sent_id": r.sent_id}
+        for r in sent
+        if r.sent_id and r.conversation_id is not None and r.kind == "answer" and r.part == 0
+    ]
+    if rows:
+        tx.connection.execute(_NAME_SOURCE, rows)
 
 
 def prune_lanes(tx: Transaction) -> int:

@@ -13,6 +13,7 @@ from feishu_bot.model import CallUsage, End
 from feishu_bot.store import budgets, search
 from feishu_bot.store.bulk import execute_many
 from feishu_bot.store.engine import insert_ignore
+from feishu_bot.store.history import speaker_of
 from feishu_bot.store.inbox import ANY_OPEN, IS_OPEN, LEASE_MS, count_ends, ledger_of
 from feishu_bot.store.repeats import committed_before
 from feishu_bot.store.schema import (
@@ -344,7 +345,16 @@ def _store_messages(
                 "new_title": item.outcome.conversation.title if item.outcome.conversation else None,
             }
         )
-        tail = [HistoryRow(r["role"], r["content"], r["tokens"], r["seq"]) for r in item.new_rows]
+        tail = [
+            HistoryRow(
+                r["role"],
+                r["content"],
+                r["tokens"],
+                r["seq"],
+                speaker_of(r["metadata_json"]) if r["role"] == "user" else None,
+            )
+            for r in item.new_rows
+        ]
         tx.after_commit.append(
             lambda c=conversation, t=tail: _carry(cache, c, t, turns=keep_turns)  # type: ignore[misc]
         )
@@ -476,6 +486,7 @@ def _part_row(tx: Transaction, item: _Item, part: NewPart) -> dict[str, Any]:
         "part": part.part,
         "lane_key": work.lease.lane_key,
         "account": work.message.account,
+        "conversation_id": item.conversation.id if item.conversation is not None else None,
         "payload": part.payload,
         "state": SENT if part.sent else PENDING,
         "attempts": 0,

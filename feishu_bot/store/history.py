@@ -6,7 +6,8 @@ from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sqlalchemy import bindparam, select
+import orjson
+from sqlalchemy import bindparam, case, select
 
 from feishu_bot.store.schema import conversations, messages
 from feishu_bot.store.work import ConversationState, HistoryRow
@@ -18,8 +19,13 @@ if TYPE_CHECKING:
 
 ROWS_PER_TURN = 3  # read at first; a conversation full of tool calls is read again with a longer span
 
+SPEAKER = "speaker"  # in a message's metadata: who said it, where several share a conversation
+
 _TAILS = (
     select(messages.c.conversation_id, messages.c.seq, messages.c.role, messages.c.content, messages.c.tokens)
+    .add_columns(
+        case((messages.c.role == "user", messages.c.metadata_json)).label("metadata"), messages.c.recalled_at
+    )
     .select_from(
         conversations.join(
             messages,
@@ -27,7 +33,7 @@ _TAILS = (
             & (messages.c.seq > conversations.c.last_seq - bindparam("span")),
         )
     )
-    .where(conversations.c.id.in_(bindparam("ids", expanding=True)), messages.c.recalled_at.is_(None))
+    .where(conversations.c.id.in_(bindparam("ids", expanding=True)))
     .order_by(messages.c.conversation_id, messages.c.seq)
 )
 
@@ -88,12 +94,23 @@ def _start_of(tail: Sequence[HistoryRow], turns: int) -> int:
     return 0
 
 
+def speaker_of(metadata_json: str | None) -> str | None:
+    """Return who said a message, as its metadata tell it."""
+    if metadata_json is None or f'"{SPEAKER}"' not in metadata_json:
+        return None
+    try:
+        speaker = orjson.loads(metadata_json).get(SPEAKER)
+    except (ValueError, AttributeError):
+        return None
+    return speaker if isinstance(speaker, str) else None
+
+
 def load_tails(
     tx: Transaction, states: Iterable[ConversationState], *, turns: int, cache: HistoryCache
 ) -> dict[int, tuple[HistoryRow, ...]]:
     """Return the newest messages of each conversation, oldest first: at least ``turns`` whole turns if it has them.
 
-    One statement for all that the cache does not hold.
+    What was recalled is left out, a question with all that answers it. One statement for all that the cache does not hold.
     """
     tails: dict[int, tuple[HistoryRow, ...]] = {}
     missing: dict[int, ConversationState] = {}
@@ -109,8 +126,12 @@ def load_tails(
     span = turns * ROWS_PER_TURN
     while missing:
         found: dict[int, list[HistoryRow]] = {i: [] for i in missing}
+        unsaid: set[int] = set()  # conversations whose last question was recalled: its answer goes with it
         for row in tx.connection.execute(_TAILS, {"ids": list(missing), "span": span}):
-            found[row[0]].append(HistoryRow(row[2], row[3], row[4], row[1]))
+            if row[2] == "user":
+                (unsaid.discard if row[6] is None else unsaid.add)(row[0])
+            if row[6] is None and row[0] not in unsaid:
+                found[row[0]].append(HistoryRow(row[2], row[3], row[4], row[1], speaker_of(row[5])))
         span *= 8
         for conversation_id, rows in found.items():
             state = missing[conversation_id]

@@ -18,8 +18,9 @@ from feishu_bot.store import budgets
 from feishu_bot.store.bulk import execute_many
 from feishu_bot.store.engine import insert_add, insert_fill, insert_ignore
 from feishu_bot.store.history import HistoryCache, load_tails
+from feishu_bot.store.quotes import find_quotes
 from feishu_bot.store.schema import OPEN, conversations, inbox, lanes, totals
-from feishu_bot.store.work import Arrival, ConversationState, Lease, NoWork, Recorded, Work
+from feishu_bot.store.work import Arrival, ConversationState, Lease, NoWork, Quote, Recorded, Work
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 AnyRow = Row[*tuple[Any, ...]]
 
 LEASE_MS = 15_000  # a lane's lease; renewed every third of it while the work goes on
+MAX_QUOTE = 2000  # characters of a message that is replied to, as the model gets to see it
 RETRIED = "retried"  # reason of a row that a person asked to have answered anew
 
 _KNOWN = select(inbox.c.account, inbox.c.event_key).where(
@@ -46,6 +48,7 @@ def receive(tx: Transaction, arrivals: Sequence[Arrival], *, shard: int = 0) -> 
     The lanes are touched first, in sorted order: whoever releases a lane holds its row, so an event can not slip
     in unseen between "nothing left" and "released", and two copies of one event wait for each other here.
     """
+    given, arrivals = arrivals, _with_replies(tx, arrivals)
     waiting = sorted({a.lane_key for a in arrivals if a.state == OPEN})
     if waiting:
         execute_many(
@@ -59,18 +62,30 @@ def receive(tx: Transaction, arrivals: Sequence[Arrival], *, shard: int = 0) -> 
     new = _insert_new(tx, rows)
     ended: dict[tuple[str, str], int] = {}
     results: list[Recorded] = []
-    for arrival in arrivals:
+    for arrival, as_given in zip(arrivals, given, strict=True):
         key = (arrival.account, arrival.event_key)
         if key not in new:
             results.append(Recorded.REPEAT)
             continue
         new.discard(key)
-        results.append(Recorded.NEW)
+        results.append(Recorded.NEW if arrival is as_given else Recorded.TO_BOT)
         if arrival.state != OPEN:
             end = (arrival.account, arrival.state)
             ended[end] = ended.get(end, 0) + 1
     count_ends(tx, ended, shard=shard)
     return results
+
+
+def _with_replies(tx: Transaction, arrivals: Sequence[Arrival]) -> Sequence[Arrival]:
+    """Return the arrivals, those that reply to the bot as what they are then."""
+    replies = [arrival.reply.to for arrival in arrivals if arrival.reply is not None]
+    if not replies:
+        return arrivals
+    found = find_quotes(tx, replies)
+    return [
+        a.reply.to_bot if a.reply is not None and a.reply.to in found and found[a.reply.to].by_bot else a
+        for a in arrivals
+    ]
 
 
 def _row_of(tx: Transaction, arrival: Arrival) -> dict[str, Any]:
@@ -242,7 +257,7 @@ def begin(
         return []
     heads = _take_lanes(tx, leases)
     rows = _count_attempts(tx, [head for head, _ in heads.values() if head is not None], leases[0].token)
-    messages = _read_messages(tx, rows, shard)
+    messages = _with_quotes(tx, _read_messages(tx, rows, shard))
     states = _conversations(tx, rows, messages, planner)
     tails = load_tails(tx, states.values(), turns=planner.history_turns, cache=cache)
     crashed = [row.id for row in rows.values() if row.runs > 1]
@@ -374,6 +389,22 @@ def _read_messages(tx: Transaction, rows: dict[str, AnyRow], shard: int) -> dict
             key = (row.account, End.DEAD.value)
             ended[key] = ended.get(key, 0) + 1
         count_ends(tx, ended, shard=shard)
+    return messages
+
+
+def _with_quotes(tx: Transaction, messages: dict[str, InboundMessage]) -> dict[str, InboundMessage]:
+    """Return the messages, those that reply to another with its words if they are known in the same chat."""
+    asked = {
+        lane: Quote.of(m, m.reply_to) for lane, m in messages.items() if m.reply_to and m.kind == "message"
+    }
+    if not asked:
+        return messages
+    found = find_quotes(tx, asked.values())
+    for lane, quote in asked.items():
+        quoted = found.get(quote)
+        if quoted is not None:
+            by_bot = messages[lane].quotes_bot or quoted.by_bot
+            messages[lane] = replace(messages[lane], quoted=quoted.text[:MAX_QUOTE], quotes_bot=by_bot)
     return messages
 
 

@@ -242,6 +242,7 @@ outbox = _table(
     Column("first_attempt_at", BigInteger),
     Column("unknown_at", BigInteger),  # first attempt whose outcome is not known
     Column("sent_id", Key()),
+    Column("conversation_id", BigId),  # where the answer is stored
     Column("last_error", String(500)),
     Column("created_at", BigInteger, nullable=False),
     Column("ended_at", BigInteger),
@@ -253,6 +254,7 @@ outbox = _table(
         "id",
         **_only("state IN ('pending', 'attempting')"),
     ),
+    Index(None, "sent_id", **_only("sent_id IS NOT NULL")),
     Index(None, "ended_at", **_only("ended_at IS NOT NULL")),
     sqlite_autoincrement=True,
 )
@@ -335,8 +337,6 @@ processes = _table(
     Column("version", String(32), nullable=False),
     Column("started_at", BigInteger, nullable=False),
     Column("heartbeat_at", BigInteger, nullable=False),
-    sqlite_with_rowid=False,
-)
     Column("report", LongText()),  # JSON: what a server says of itself; null: a command
     sqlite_with_rowid=False,
 )
@@ -348,3 +348,5 @@ controls = _table(
     Column("name", Key(), primary_key=True),
     Column("value", LongText(), nullable=False),  # JSON
     Column("at", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)

@@ -43,12 +43,36 @@ class Arrival:
     state: str = OPEN
     reason: str | None = None
     reply_before: int | None = None
+    reply: Reply | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Which message an arrival replies to. If the bot has said that one, ``to_bot`` is recorded instead."""
+
+    to: Quote
+    to_bot: Arrival
+
+
+class Quote(NamedTuple):
+    """A message that another one names, and the chat in which both must have been said."""
+
+    account: str
+    message_id: str
+    chat_id: str
+    user_key: str  # tells private chats apart that have no id
+
+    @classmethod
+    def of(cls, message: InboundMessage, message_id: str) -> Quote:
+        """Return the message with this id in the chat of ``message``."""
+        return cls(message.account, message_id, message.chat_id, message.user_key)
 
 
 class Recorded(StrEnum):
     """What became of an arrival."""
 
     NEW = "new"
+    TO_BOT = "to_bot"  # new, and a reply to the bot
     REPEAT = "repeat"
 
 
@@ -82,12 +106,13 @@ class ConversationState:
 
 
 class HistoryRow(NamedTuple):
-    """One stored message, as a prompt needs it."""
+    """One stored message, as a prompt needs it. ``speaker`` is known where several share a conversation."""
 
     role: str
     content: str
     tokens: int
     seq: int
+    speaker: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,13 +146,22 @@ class Writer:
     """
 
     def __init__(
-        self, engine: Engine, clock: DatabaseClock, *, name: str = "writer", stuck_s: float = STUCK_S
+        self,
+        engine: Engine,
+        clock: DatabaseClock,
+        *,
+        name: str = "writer",
+        stuck_s: float = STUCK_S,
+        conflict_s: float = CONFLICT_DEADLINE_S,
+        quiet_s: float = QUIET_S,
     ) -> None:
         self._engine = engine
         self._clock = clock
         self._capabilities: Capabilities = capabilities(engine)
         self._name = name
         self._stuck_s = stuck_s
+        self._conflict_s = conflict_s
+        self._quiet_s = quiet_s
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._taking = threading.Lock()  # who takes a batch is the thread that stands in _thread
         self._thread: threading.Thread | None = None
@@ -304,7 +313,7 @@ class Writer:
     def _next(self, line: _Line) -> _Job | None:
         if self._capabilities.single_writer:
             try:
-                return self._queue.get(timeout=QUIET_S)
+                return self._queue.get(timeout=self._quiet_s)
             except queue.Empty:
                 line.rest()
         return self._queue.get()
@@ -315,7 +324,7 @@ class Writer:
         Where rows are locked, each function has a transaction of its own: it takes its locks in one sorted
         sweep, and two nodes cannot wait for each other because they do different things first.
         """
-        deadline = time.monotonic() + CONFLICT_DEADLINE_S
+        deadline = time.monotonic() + self._conflict_s
         pending = [_Run(batch)] if batch else []
         if not self._capabilities.single_writer:
             pending = [_Run(group) for group in reversed(_groups(batch))]
@@ -324,7 +333,7 @@ class Writer:
             try:
                 results, after_commit = self._transact(line, run)
             except Exception as error:  # noqa: BLE001  # decided below: run again, halve, or tell the caller
-                if isinstance(error, DBAPIError | PoolTimeout):
+                if is_disconnect(error):
                     line.drop()
                 again = self._again(run, error, deadline)
                 told = [] if again else list(run.jobs)

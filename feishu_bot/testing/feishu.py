@@ -14,6 +14,7 @@ import base64
 import hashlib
 import itertools
 import os
+import re
 import signal
 import sys
 import time
@@ -41,6 +42,7 @@ _TOKEN_PATH = "/open-apis/auth/v3/tenant_access_token/internal"  # noqa: S105 - 
 _INFO_PATH = "/open-apis/bot/v3/info"
 _MESSAGES_PATH = "/open-apis/im/v1/messages"
 _REPLY_END = "/reply"
+_REACTIONS = re.compile(_MESSAGES_PATH + "/([^/]+)/reactions(?:/([^/]+))?")
 _MAX_UUID = 50
 _MAX_BYTES = {"text": 150 * 1024, "post": 30 * 1024, "interactive": 30 * 1024}
 _SAME_TOKEN_S = 1800.0  # with more than this left, the token asked for again is the same one
@@ -229,7 +231,8 @@ class Failure:
 class FakeFeishu:
     """A Feishu platform on loopback; ``async with FakeFeishu() as fake`` runs it at ``fake.url``.
 
-    ``visible`` holds what was sent, in order; ``requests`` the calls as ``(method, path)``. ``down = True``
+    ``visible`` holds what was sent, in order; ``requests`` the calls as ``(method, path)``; ``reactions`` what was
+    put on messages as ``(message id, emoji)``, ``shown`` those of them that are still there. ``down = True``
     answers 503 to everything. Without ``app_secret`` every app is let in. ``keep`` bounds what is remembered.
     """
 
@@ -255,9 +258,12 @@ class FakeFeishu:
         self.token_calls = 0
         self.info_calls = 0
         self.url = ""
+        self.reactions: deque[tuple[str, str]] = deque(maxlen=keep)
+        self.shown: dict[str, tuple[str, str]] = {}  # by the reaction's id
         self._keep = keep
         self._clock = clock
-        self._failures: dict[str, deque[Failure]] = {"token": deque(), "info": deque(), "messages": deque()}
+        kinds = ("token", "info", "messages", "reactions")
+        self._failures: dict[str, deque[Failure]] = {kind: deque() for kind in kinds}
         self._tokens: dict[str, float] = {}
         self._token = ""
         self._chats: dict[str, str] = {}
@@ -294,7 +300,7 @@ class FakeFeishu:
         failure: Failure,
         *,
         times: int = 1,
-        on: Literal["messages", "token", "info"] = "messages",
+        on: Literal["messages", "token", "info", "reactions"] = "messages",
     ) -> None:
         """Let the next ``times`` calls of one kind end in ``failure``, after those already scripted."""
         self._failures[on].extend([failure] * times)
@@ -323,6 +329,8 @@ class FakeFeishu:
             return web.Response(status=503, text="down")
         body = await request.read()
         kind = "messages" if path.startswith(_MESSAGES_PATH) else "token" if path == _TOKEN_PATH else "info"
+        if _REACTIONS.fullmatch(path):
+            kind = "reactions"
         failures = self._failures[kind]
         if not failures:
             return _json(*self._answer(request, path, body))
@@ -360,7 +368,24 @@ class FakeFeishu:
             return self._take(body, None, request.query.get("receive_id_type", ""))
         if request.method == "POST" and path.startswith(_MESSAGES_PATH) and path.endswith(_REPLY_END):
             return self._take(body, path[len(_MESSAGES_PATH) + 1 : -len(_REPLY_END)], "")
+        reaction = _REACTIONS.fullmatch(path)
+        if reaction is not None:
+            return self._react(request.method, reaction[1], reaction[2], body)
         return 404, b"404 page not found"
+
+    def _react(self, method: str, message_id: str, reaction_id: str | None, body: bytes) -> tuple[int, bytes]:
+        if method == "POST" and reaction_id is None:
+            emoji = _object(orjson.dumps(_object(body).get("reaction_type"))).get("emoji_type")
+            if not isinstance(emoji, str):
+                return 400, _refusal(231001, "reaction type is invalid")
+            reaction_id = f"reaction_{next(self._numbers)}"
+            self.reactions.append((message_id, emoji))
+            self.shown[reaction_id] = (message_id, emoji)
+            return 200, orjson.dumps({"code": 0, "msg": "success", "data": {"reaction_id": reaction_id}})
+        if method == "DELETE" and reaction_id in self.shown:
+            del self.shown[reaction_id]
+            return 200, orjson.dumps({"code": 0, "msg": "success", "data": {"reaction_id": reaction_id}})
+        return 400, _refusal(231003, "The message is not found")
 
     def _give_token(self, body: bytes) -> tuple[int, bytes]:
         self.token_calls += 1

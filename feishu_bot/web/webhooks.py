@@ -96,7 +96,7 @@ class Webhooks:
 
     def _count(self, account: str, results: list[Recorded]) -> None:
         for result in results:
-            if result is Recorded.NEW:
+            if result is not Recorded.REPEAT:
                 self._metrics.received[account] += 1
             else:
                 self._metrics.duplicates[account] += 1
