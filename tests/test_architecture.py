@@ -27,8 +27,8 @@ LAYERS: list[tuple[frozenset[str], bool]] = [
     (frozenset({"access", "deadlines", "split", "texts", "windows"}), TOGETHER),  # plain rules, no I/O
     (frozenset({"store", "platforms", "ai", "hooks"}), APART),
     (frozenset({"state", "commands", "plugins"}), APART),
-    (frozenset({"intake", "pipeline"}), TOGETHER),
-    (frozenset({"worker", "delivery", "schedule", "backups", "waiters", "gate", "metrics"}), TOGETHER),
+    (frozenset({"groups", "indicator", "intake", "pipeline"}), TOGETHER),
+    (frozenset({"worker", "delivery", "closing", "schedule", "backups", "waiters", "gate", "metrics"}), TOGETHER),
     (frozenset({"web"}), TOGETHER),
     (frozenset({"app", "cli", "reference", "__main__"}), TOGETHER),
     (frozenset({"testing"}), TOGETHER),  # ships with the product, is no part of the server
