@@ -361,7 +361,7 @@ def test_what_is_being_removed_is_seen_by_nobody(manager):
     conversation = manager.get_or_create(USER, "feishu")
     message = manager.save_message(conversation.id, "user", "x")
     with manager.engine.begin() as connection:
-        connection.execute(text("UPDATE conversations SET hidden_at = '2030-01-01', scope_key = NULL"))
+        connection.execute(text("UPDATE conversations SET hidden_at = '2020-01-01', scope_key = NULL"))
     assert manager.get_conversation_by_user(USER) is None
     assert manager.get_stats()["total_conversations"] == 0
     for call in (
@@ -446,6 +446,20 @@ def test_records_are_plain_sqlalchemy_objects_and_stay_readable(manager):
     assert messages[0].conversation_id == conversation.id
     with pytest.raises(DetachedInstanceError):  # never a hundred thousand messages by accident
         _ = conversation.messages
+
+
+def test_a_record_can_be_taken_into_a_session_again(manager):
+    conversation = manager.get_or_create(USER, "feishu")
+    message = manager.save_message(conversation.id, "user", "one")
+    with manager.get_session() as session:
+        merged = session.merge(message)
+        assert merged.conversation.user_key == USER
+    with manager.get_session() as session:
+        session.add(conversation)
+        assert [m.content for m in conversation.messages] == ["one"]
+        conversation.summary = "short"
+        session.commit()
+    assert manager.get_conversation(conversation.id).summary == "short"
 
 
 def test_dicts_of_records_hold_what_json_can(manager):
