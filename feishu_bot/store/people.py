@@ -45,7 +45,8 @@ class Person:
     def owns(self) -> ColumnElement[bool]:
         """Select the conversations that are this person's alone."""
         user_id = conversations.c.user_id
-        named = user_id.is_not(None) & user_id.in_(self.ids)  # never unknown, so that its opposite is right too
+        # Never unknown, so that its opposite is right too.
+        named = user_id.is_not(None) & user_id.in_(self.ids)
         return or_(conversations.c.user_key.in_(self.keys), named)
 
     @property

@@ -110,7 +110,9 @@ def event(key, sender, lane, state="open", *, said=SECRET, chat_type=ChatType.GR
 
 
 def part(n, sender, lane, state="sent", **more):
-    payload = json.dumps({"chat_type": "group", "chat_id": "g1", "sender_id": sender, "text": f"秘密 {sender}"})
+    payload = json.dumps(
+        {"chat_type": "group", "chat_id": "g1", "sender_id": sender, "text": f"秘密 {sender}"}
+    )
     row = {"source": f"in:{n}", "kind": "answer", "part": 0, "lane_key": lane, "account": "qq"}
     return row | {"payload": payload, "state": state, "created_at": NOON} | more
 
