@@ -328,7 +328,7 @@ class Writer:
         pending = [_Run(batch)] if batch else []
         if not self._capabilities.single_writer:
             pending = [_Run(group) for group in reversed(_groups(batch))]
-        while pending:
+        while pending and self._is_current():
             run = pending.pop()
             try:
                 results, after_commit = self._transact(line, run)
@@ -344,11 +344,8 @@ class Writer:
                     pending = []
                 _answer([(job, _told(error)) for job in told])
             else:
-                if (
-                    self._is_current()
-                ):  # else another thread has the caches by now; theirs are right by version
-                    for callback in after_commit:
-                        callback()
+                for callback in after_commit:
+                    callback()
                 _answer(list(zip(run.jobs, results, strict=True)))
 
     def _again(self, run: _Run, error: Exception, deadline: float) -> list[_Run]:
@@ -382,6 +379,8 @@ class Writer:
                 for job in group:
                     results[id(job)] = answers[start : start + len(job.items)]
                     start += len(job.items)
+            if not self._is_current():  # it hung, and its callers were told that nothing was written
+                raise StoreUnavailable("the writer was replaced")
         self.batches += 1
         self.jobs += len(run.jobs)
         return [results[id(job)] for job in run.jobs], tx.after_commit
