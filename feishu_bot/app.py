@@ -22,6 +22,7 @@ from feishu_bot.errors import StoreUnavailable
 from feishu_bot.gate import Gate
 from feishu_bot.intake import Intake
 from feishu_bot.metrics import Metrics
+from feishu_bot.model import End
 from feishu_bot.pipeline import ChatBot, Pipeline
 from feishu_bot.platforms.base import PlatformContext, platform_types
 from feishu_bot.plugins import Plugins
@@ -37,6 +38,7 @@ from feishu_bot.web.webhooks import Webhooks
 from feishu_bot.worker import Worker
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable
 
     from feishu_bot.config import BotSettings
@@ -91,15 +93,16 @@ class App:
             self.pipeline,
             self.delivery,
             finished=self._finished,
+            expired=self._expired,
             on_text=self.waiters.on_text,
             answer_within_ms=None
             if chat.answer_within is None
             else int(chat.answer_within.total_seconds() * 1000),
+            keep_texts=persistence.enabled,
             reached=step,
         )
         windows = any(platform.has_reply_window for platform in self.platforms.values())
         self.closing = Closing(self.store, self.pipeline, self.delivery, needed=windows)
-        self.metrics = Metrics(self._gauges)
         self.intake = Intake(
             settings,
             self.store,
@@ -107,6 +110,7 @@ class App:
             recorded=self.worker.nudge,
             wants_events=lambda: self.plugins.wants_events,
         )
+        self.metrics = Metrics(self.intake.counts, self._gauges)
         self.gate = Gate(
             settings.server,
             self.store,
@@ -116,7 +120,7 @@ class App:
         self.backups = Backups(settings.schedule.backup, self.store, settings.schedule.zone)
         self.schedule = Schedule(self.store, settings.schedule.zone, self._jobs() + self.backups.jobs())
         self._server = self._make_server(clock)
-        self._open = False
+        self._store_open = self._open = False
 
     # ------------------------------------------------------------------------------------------ building
 
@@ -167,7 +171,6 @@ class App:
             intake=self.intake,
             waiters=self.waiters,
             gate=self.gate,
-            metrics=self.metrics,
             patience_s=ai.timeout_s * (2 + len(ai.fallback_models)),
         )
         webhooks = Webhooks(
@@ -210,6 +213,7 @@ class App:
                 await asyncio.sleep(_WAIT_FOR_STORE_S)
             else:
                 break
+        self._store_open = True
         log.info(
             "database ready",
             extra={"kind": self.store.capabilities.kind, "where": self.store.location},
@@ -230,7 +234,7 @@ class App:
         """Stop accepting, finish or give back what runs, flush the outbox, close."""
         self.gate.draining = True
         await self._server.refuse_connections()
-        if self._open:
+        if self._store_open:  # of what follows, nothing minds being stopped before it has started
             await self.schedule.stop()
             await self.backups.stop()
             await self.closing.stop()
@@ -242,9 +246,11 @@ class App:
                 await platform.stop()
         await self._server.stop()
         await self.agent.close()
-        if self._open:
+        if self._store_open:
             with suppress(StoreUnavailable):
                 await self.store.close()
+        else:
+            self.store.engine.dispose()
         log.info("stopped")
 
     async def run(self, *, ready: Callable[[App], None] | None = None) -> None:
@@ -272,7 +278,7 @@ class App:
         finally:
             waiting.cancel()
             starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
+            await asyncio.gather(starting, waiting, return_exceptions=True)
             await self.stop()
 
     # ------------------------------------------------------------------------------------------- telling
@@ -296,13 +302,16 @@ class App:
             },
         )
 
+    def _expired(self, ended: Counter[str]) -> None:
+        for account, count in ended.items():
+            self.metrics.ends[account, End.EXPIRED.value] += count
+
     def _gauges(self) -> dict[str, float]:
         depth, now = self.worker.depth, self.store.now_ms()
         gauges: dict[str, float] = {
             "delivered_total": self.delivery.delivered,
             "delivery_retries_total": self.delivery.retried,
             "replies_given_up_total": self.delivery.given_up,
-            "ignored_on_arrival_total": self.intake.counts.ignored,
             "messages_active": self.worker.active,
         }
         if depth is not None:

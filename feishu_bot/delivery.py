@@ -7,7 +7,7 @@ import logging
 import random
 import secrets
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from feishu_bot.errors import RetryLater, StoreUnavailable, Undeliverable
 from feishu_bot.model import Outgoing, make_key
@@ -174,14 +174,14 @@ class Delivery:
         now = self._store.now_ms()
         if part.reply_before is not None and now > part.reply_before:
             self.given_up += 1
-            return SendResult(part.id, "expired", error="the platform's reply window has closed")
+            return self._ended(part, "expired", "the platform's reply window has closed")
         try:
             async with self._limits[part.account]:
                 sent_id = await platform.send(outgoing)
         except Undeliverable as error:
             self.given_up += 1
             log.warning("reply refused", extra={"part": f"out-{part.id}", "reason": error.reason})
-            return SendResult(part.id, "expired" if error.expired else "refused", error=error.reason)
+            return self._ended(part, "expired" if error.expired else "refused", error.reason)
         except RetryLater as error:
             return self._later(part, error, chat)
         except Exception as error:
@@ -193,6 +193,18 @@ class Delivery:
         if len(self._last_success) > 10_000:  # noqa: PLR2004  # a bound on memory, nothing depends on it
             self._last_success.clear()
         return SendResult(part.id, "sent", sent_id=sent_id, erase=not self._keep_texts)
+
+    def _ended(
+        self,
+        part: PartToSend,
+        state: Literal["refused", "dead", "expired"],
+        reason: str,
+        *,
+        outcome_unknown: bool = False,
+    ) -> SendResult:
+        return SendResult(
+            part.id, state, error=reason, outcome_unknown=outcome_unknown, erase=not self._keep_texts
+        )
 
     def _outgoing(self, part: PartToSend, platform: Platform, now: int) -> Outgoing:
         target, text = read_part(part.payload)
@@ -219,7 +231,7 @@ class Delivery:
         if now - part.first_attempt_at > GIVE_UP_MS:
             self.given_up += 1
             log.warning("reply given up", extra={"part": f"out-{part.id}", "reason": error.reason})
-            return SendResult(part.id, "dead", error=error.reason, outcome_unknown=error.outcome_unknown)
+            return self._ended(part, "dead", error.reason, outcome_unknown=error.outcome_unknown)
         self.retried += 1
         pause_s = min(MAX_PAUSE_S, 0.25 * 2 ** min(part.attempts, 16)) * random.uniform(0.8, 1.2)  # noqa: S311  # jitter
         if error.after_s is not None:

@@ -61,7 +61,10 @@ class Gate:
         now = self._monotonic()
         if now >= self._next_look:
             self._next_look = now + _DISK_S
-            self._free_mb = shutil.disk_usage(self._folder).free / _MIB
+            try:
+                self._free_mb = shutil.disk_usage(self._folder).free / _MIB
+            except OSError:  # the folder is gone or out of reach: writing will tell
+                self._free_mb = None
         return self._free_mb
 
     def degraded(self, now_ms: int) -> list[str]:

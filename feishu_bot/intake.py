@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from feishu_bot.ai.tokens import count_tokens
@@ -27,11 +29,11 @@ _COUNT_INLINE = 4000  # characters; counting more takes a thread, so that the lo
 
 @dataclass(slots=True)
 class IntakeCounts:
-    """What arrived since the start, for ``/metrics``."""
+    """What arrived since the start, by account, for ``/metrics``."""
 
-    received: int = 0
-    duplicates: int = 0
-    ignored: int = 0
+    received: Counter[str] = field(default_factory=Counter)
+    duplicates: Counter[str] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)  # of those received: ended on arrival
 
 
 class Intake:
@@ -57,23 +59,29 @@ class Intake:
     async def record(self, messages: Sequence[InboundMessage]) -> list[Recorded]:
         """Record events durably; returns when they are on disk. Raises StoreUnavailable.
 
-        A repeat (same account and event key) changes nothing, whatever process took the first.
+        A repeat (same account and event key) changes nothing, whatever process took the first. Who does not wait
+        for the end leaves what may be on disk all the same: it is counted and worked on when it is.
         """
         if not messages:
             return []
         cleaned = [_clean(m) for m in messages]
         arrivals = [self._arrival(m, await self._tokens(m)) for m in cleaned]
-        results = await self._store.receive(arrivals)
-        for arrival, result in zip(arrivals, results, strict=True):
+        recording = self._store.receive(arrivals)
+        recording.add_done_callback(partial(self._count, arrivals))
+        return await asyncio.shield(recording)
+
+    def _count(self, arrivals: Sequence[Arrival], recording: asyncio.Future[list[Recorded]]) -> None:
+        if recording.cancelled() or recording.exception() is not None:
+            return
+        for arrival, result in zip(arrivals, recording.result(), strict=True):
             if result is Recorded.REPEAT:
-                self.counts.duplicates += 1
+                self.counts.duplicates[arrival.account] += 1
                 continue
-            self.counts.received += 1
+            self.counts.received[arrival.account] += 1
             if arrival.state == OPEN or result is Recorded.TO_BOT:
                 self._recorded(arrival.lane_key)
             else:
-                self.counts.ignored += 1
-        return results
+                self.counts.ignored[arrival.account] += 1
 
     async def _tokens(self, message: InboundMessage) -> int | None:
         """Count the text's tokens, once and for all."""
@@ -139,7 +147,13 @@ def _reply(message: InboundMessage, key: str, lane: str, tokens: int | None) -> 
 
 
 def _clean(message: InboundMessage) -> InboundMessage:
-    """Replace the one character that PostgreSQL's texts cannot hold."""
+    """Bring a message into what every database takes: no NUL in texts, and ids of bounded length."""
+    if len(message.chat_id) > MAX_KEY_LENGTH or len(message.message_id or "") > MAX_KEY_LENGTH:
+        message = replace(
+            message,
+            chat_id=message.chat_id[:MAX_KEY_LENGTH],
+            message_id=message.message_id[:MAX_KEY_LENGTH] if message.message_id else None,
+        )
     if "\0" not in message.text and "\0" not in message.sender_name:
         return message
     return replace(

@@ -15,6 +15,7 @@ from feishu_bot.peers import SILENT_S
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from feishu_bot.intake import IntakeCounts
     from feishu_bot.model import CallUsage
     from feishu_bot.peers import Peers
 
@@ -27,13 +28,17 @@ _OWN_GAUGES: Final = ("feishu_bot_messages_active", "feishu_bot_worker")
 
 
 class Metrics(Collector):
-    """Counters, and two histograms of seconds. ``peers``: the other workers, whose counts are added."""
+    """Counters, and two histograms of seconds.
 
-    def __init__(self, gauges: Callable[[], dict[str, float]], peers: Peers | None = None) -> None:
+    ``arrived`` is counted where events are recorded. ``peers``: the other workers, whose counts are added.
+    """
+
+    def __init__(
+        self, arrived: IntakeCounts, gauges: Callable[[], dict[str, float]], peers: Peers | None = None
+    ) -> None:
+        self._arrived = arrived
         self._gauges = gauges
         self._peers = peers
-        self.received: Counter[str] = Counter()
-        self.duplicates: Counter[str] = Counter()
         self.refused: Counter[tuple[str, str]] = Counter()
         self.ends: Counter[tuple[str, str]] = Counter()
         self.tokens: Counter[tuple[str, str]] = Counter()
@@ -61,11 +66,11 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield every counter and gauge (called by the registry)."""
         received = CounterMetricFamily("feishu_bot_received", "Events recorded", labels=["account"])
-        for account, count in sorted(self.received.items()):
+        for account, count in sorted(self._arrived.received.items()):
             received.add_metric([account], count)
         yield received
         duplicates = CounterMetricFamily("feishu_bot_duplicates", "Repeated events", labels=["account"])
-        for account, count in sorted(self.duplicates.items()):
+        for account, count in sorted(self._arrived.duplicates.items()):
             duplicates.add_metric([account], count)
         yield duplicates
         refused = CounterMetricFamily(
@@ -75,9 +80,12 @@ class Metrics(Collector):
             refused.add_metric([account, status], count)
         yield refused
         ends = CounterMetricFamily("feishu_bot_ended", "Events by their end", labels=["account", "end"])
-        for account in sorted({a for a, _ in self.ends} | set(self.received)):
+        for account in sorted({a for a, _ in self.ends} | set(self._arrived.received)):
             for end in End:
-                ends.add_metric([account, end.value], self.ends[account, end.value])
+                count = self.ends[account, end.value]
+                if end is End.IGNORED:
+                    count += self._arrived.ignored[account]
+                ends.add_metric([account, end.value], count)
         yield ends
         tokens = CounterMetricFamily("feishu_bot_tokens", "Tokens booked", labels=["model", "direction"])
         for (model, direction), count in sorted(self.tokens.items()):

@@ -60,9 +60,7 @@ log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS: Final = 5
 TITLE_CHARS: Final = 50
-_LOOK_AGAIN_MS: Final = (
-    60_000  # a message that waits for the bot's own id is looked at again at the latest then
-)
+_LOOK_AGAIN_MS: Final = 60_000  # what waits, e.g. for the bot's own id, is looked at again at the latest then
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +138,9 @@ class Pipeline:
         now_ms: int,
     ) -> Planned:
         """Decide what a message needs; runs on the writer's thread, so it is pure and quick."""
+        if message.account not in self._platforms and not self._too_old(received_at, now_ms):
+            # Switched off: there is nobody to answer through now.
+            return Planned(wait_ms=now_ms + _LOOK_AGAIN_MS)
         if message.kind == "event":
             return Planned(Decision("event" if attempt <= MAX_ATTEMPTS else "ignore", message, "event"))
         if message.addressed is None:
@@ -215,7 +216,17 @@ class Pipeline:
     # ------------------------------------------------------------------------------------------ answering
 
     async def answer(self, work: Work, on_text: Callable[[str], None] | None = None) -> Outcome:
-        """Return all that ending this message means. No transaction is open while this waits."""
+        """Return all that ending this message means. No transaction is open while this waits.
+
+        ``on_text`` gets the answer piece by piece, for somebody who waits for it in this process.
+        """
+        outcome = await self._outcome(work, on_text)
+        if self._keeps or on_text is None:
+            return outcome
+        # Whoever fetches his answer from the record gets this one from memory.
+        return replace(outcome, parts=tuple(replace(p, erase=p.sent) for p in outcome.parts))
+
+    async def _outcome(self, work: Work, on_text: Callable[[str], None] | None) -> Outcome:
         decision: Decision = work.planned.decision
         match decision.kind:
             case "event":
@@ -228,7 +239,7 @@ class Pipeline:
             case "expire":
                 return self._note(work, decision, End.EXPIRED, decision.sentence)
             case "dead":
-                return self._failed(work, decision, decision.reason or "", ())
+                return self._given_up(work, decision)
             case "refuse":
                 return self._note(work, decision, End.REFUSED, decision.sentence)
             case "command":
@@ -263,9 +274,9 @@ class Pipeline:
         return Outcome(
             work,
             End.ANSWERED,
-            "command",
+            f"command {reply.change}" if reply.change else "command",
             change=Change(reply.change) if reply.change else None,
-            parts=self._parts(decision.message, "answer", reply.text),
+            parts=self._parts(decision.message, "answer", _storable(reply.text)),
             erase=not self._keeps,
         )
 
@@ -274,8 +285,8 @@ class Pipeline:
         by_plugin = await self._plugins.on_message(context)
         if by_plugin is not None:
             text, name = by_plugin
-            calls = self._not_called(work)
-            return await self._answered(work, decision, context, _Said(text, 0, {"plugin": name}), calls)
+            said = _Said(text, count_tokens(text, self._settings.ai.model), {"plugin": name})
+            return await self._answered(work, decision, context, said, self._not_called(work))
         if decision.call is None:
             return self._note(work, decision, End.REFUSED, self._say("ai_off"))
         if work.refusal is not None:
@@ -315,9 +326,7 @@ class Pipeline:
     async def _answered(
         self, work: Work, decision: Decision, context: Context, said: _Said, calls: tuple[CallUsage, ...]
     ) -> Outcome:
-        text = await self._plugins.on_answer(context, said.text)
-        if "\0" in text:
-            text = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+        text = _storable(await self._plugins.on_answer(context, said.text))
         assistant = NewMessage(
             role="assistant",
             content=text,
@@ -346,7 +355,21 @@ class Pipeline:
             conversation=self._new_conversation(work, decision.message),
             calls=calls,
             parts=self._parts(decision.message, "error", sentence),
+            erase=not self._keeps,
         )
+
+    def _given_up(self, work: Work, decision: Decision) -> Outcome:
+        """End a message whose attempts all broke; only words meant for the model belong to the conversation."""
+        message, outcome = decision.message, self._failed(work, decision, decision.reason or "", ())
+        if message.unreadable is None and self._commands.parse(message.text) is None:
+            return outcome
+        return replace(outcome, messages=(), conversation=None)
+
+    def unstorable(self, outcome: Outcome, reason: str) -> Outcome:
+        """Return what can be stored of an outcome whose texts the database refuses: its end, and one sentence."""
+        decision: Decision = outcome.work.planned.decision
+        failed = self._failed(outcome.work, decision, reason, outcome.calls)
+        return replace(failed, messages=(), conversation=None)
 
     def _over_budget(
         self, work: Work, decision: Decision, refusal: BudgetRefusal, calls: tuple[CallUsage, ...]
@@ -367,7 +390,10 @@ class Pipeline:
     def _note(
         self, work: Work, decision: Decision, end: End, sentence: str, *, reason: str | None = None
     ) -> Outcome:
-        parts = self._parts(decision.message, "note", sentence, source=decision.once) if sentence else ()
+        message = decision.message
+        # Who asked at a door waits there, so he is told each time.
+        source = None if self._fetches(message) else decision.once
+        parts = self._parts(message, "note", sentence, source=source) if sentence else ()
         return Outcome(
             work,
             end,
@@ -407,6 +433,11 @@ class Pipeline:
             title=title,
         )
 
+    def _fetches(self, message: InboundMessage) -> bool:
+        """Say whether the asker fetches his answer from the record."""
+        platform = self._platforms.get(message.account)
+        return platform is None or platform.pull
+
     def _parts(
         self, message: InboundMessage, kind: str, text: str, *, source: str | None = None
     ) -> tuple[NewPart, ...]:
@@ -414,7 +445,7 @@ class Pipeline:
         platform = self._platforms.get(message.account)
         target = Target.of(message)
         before = message.reply_before_ms
-        if platform is None or platform.pull:
+        if platform is None or self._fetches(message):
             return (NewPart(kind, 0, part_payload(target, text), source, before, sent=True),)
         texts = fit_text(
             text,
@@ -526,6 +557,13 @@ def _chat_note(work: Work, message: InboundMessage) -> dict[str, Any]:
     """Return the chat of an answer in a conversation that spans several."""
     noted = metadata(message, work.lease.lane_key)
     return {CHAT: noted[CHAT]} if CHAT in noted else {}
+
+
+def _storable(text: str) -> str:
+    """Return ``text`` without what no database and no platform takes: NUL, and halves of surrogate pairs."""
+    if text.isascii():
+        return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def part_payload(target: Target, text: str) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from feishu_bot.errors import StoreUnavailable
 from feishu_bot.model import End
 from feishu_bot.pipeline import read_part
 from feishu_bot.store.answers import Answer, count_calls, find_answer
+from feishu_bot.store.work import Change
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -16,15 +18,20 @@ if TYPE_CHECKING:
     from feishu_bot.store.store import Store
     from feishu_bot.store.work import Committed, Outcome, Work
 
-_LOOK_S = 0.3  # how often the record is asked, in case another process answers
+_LOOK_S = 0.3  # until the record is asked the first time, in case another process answers
+_MAX_LOOK_S = 2.0  # between two questions later on
 
 
 class Waiter:
-    """One who waits. ``texts`` brings the answer piece by piece, and None when it is whole."""
+    """One who waits. ``texts`` brings the answer piece by piece, and None when it is whole.
+
+    ``look_now``: the answer may be on record already.
+    """
 
     def __init__(self) -> None:
         self.done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self.texts: asyncio.Queue[str | None] = asyncio.Queue()
+        self.look_now = False
 
 
 class Waiters:
@@ -47,16 +54,22 @@ class Waiters:
                 del self._waiting[key]
 
     async def answer(self, account: str, event_key: str, waiter: Waiter, timeout_s: float) -> Answer | None:
-        """Return the answer, from this process or from the record; None after ``timeout_s`` seconds."""
+        """Return the answer, from this process or from the record; None after ``timeout_s`` seconds.
+
+        While the record cannot be read, the wait goes on: the question is on disk, and will be answered.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
+        pause_s = 0.0 if waiter.look_now else _LOOK_S
         while (rest := deadline - loop.time()) > 0:
-            done, _ = await asyncio.wait([waiter.done], timeout=min(rest, _LOOK_S))
+            done, _ = await asyncio.wait([waiter.done], timeout=min(rest, pause_s))
             if done:
                 return waiter.done.result()
-            found = await self._store.read(lambda tx: find_answer(tx, account, event_key))
-            if found is not None:
-                return found
+            with suppress(StoreUnavailable):
+                found = await self._store.read(lambda tx: find_answer(tx, account, event_key))
+                if found is not None:
+                    return found
+            pause_s = min(_MAX_LOOK_S, max(_LOOK_S, pause_s * 2))
         return None
 
     def on_text(self, work: Work) -> Callable[[str], None] | None:
@@ -77,12 +90,16 @@ class Waiters:
         if not waiting:
             return
         tokens_in, tokens_out, model = count_calls(outcome.calls)
-        state = work.conversation
+        conversation_id = committed.conversation_id
+        if outcome.change is Change.ARCHIVE:
+            conversation_id = None  # what is said next begins another
+        elif conversation_id is None and work.conversation is not None:
+            conversation_id = work.conversation.id
         answer = Answer(
             end=committed.end,
             reason=outcome.reason or "",
             text=read_part(outcome.parts[0].payload)[1] if outcome.parts else "",
-            conversation_id=committed.conversation_id or (state.id if state is not None else None),
+            conversation_id=conversation_id,
             message_id=committed.message_ids[-1]
             if committed.message_ids and committed.end is End.ANSWERED
             else None,

@@ -14,13 +14,16 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from feishu_bot.errors import LeaseLost, StoreUnavailable
+from feishu_bot.errors import LeaseLost, StoreError, StoreUnavailable
 from feishu_bot.log import bind
+from feishu_bot.model import End
+from feishu_bot.pipeline import MAX_ATTEMPTS
 from feishu_bot.store import cleanup, leases
 from feishu_bot.store.work import Lease, NoWork, Outcome, Work
 from feishu_bot.turns import Turns
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable
 
     from feishu_bot.delivery import Delivery
@@ -38,12 +41,16 @@ MAX_LOOKED_AT: Final = 20_000  # lanes that one look at the database may bring
 POLL_S: Final = 1.0  # how often the database is asked for lanes nobody works on
 RENEW_S: Final = 5.0  # how often leases are renewed and the dead are looked for
 SWEEP_S: Final = 30.0  # how often messages that are too old are ended
+FETCH_MS: Final = 300_000  # how long an answer is kept for its asker where texts are not kept
 _PAUSE_S: Final = 0.5  # before the store is asked again after it could not be used
 _RETRY_MS: Final = (1000, 3000, 10_000, 30_000)  # pauses after an attempt that broke
 
 
 class Worker:
-    """Works on lanes until it is stopped. ``finished`` is told of every committed message."""
+    """Works on lanes until it is stopped.
+
+    ``finished`` is told of every committed message, ``expired`` how many were too old to answer, by account.
+    """
 
     def __init__(
         self,
@@ -52,18 +59,23 @@ class Worker:
         delivery: Delivery,
         *,
         finished: Callable[[Work, Outcome, Committed], None],
+        expired: Callable[[Counter[str]], None],
         on_text: Callable[[Work], Callable[[str], None] | None],
         answer_within_ms: int | None,
         report: Callable[[Transaction], None] = lambda _tx: None,
+        keep_texts: bool = True,
         reached: Callable[[str], None] = lambda _step: None,
     ) -> None:
         self._store = store
         self._pipeline = pipeline
         self._delivery = delivery
         self._finished = finished
+        self._expired = expired
         self._on_text = on_text
         self._answer_within_ms = answer_within_ms
         self._report = report  # written with every renewal of the leases
+        self._keep_texts = keep_texts
+        self._erased_until = 0  # answers that were fetched, or not, before this instant hold no text
         self._reached = reached  # told of each step; tests stop the process there
         self._ready = Turns(MAX_PER_CHAT)
         self._active: dict[str, asyncio.Task[None]] = {}
@@ -90,9 +102,15 @@ class Worker:
         """Take no new work; let what runs finish for ``grace_s`` seconds, then give it back unfinished."""
         self._stopping = True
         self._wake.set()
-        if self._active:
-            await asyncio.wait(list(self._active.values()), timeout=grace_s)
-        tasks = [*self._active.values(), *self._loops, *self._looks]
+        try:
+            async with asyncio.timeout(grace_s):
+                if self._loops:
+                    await asyncio.wait(self._loops[:1])  # lanes that are being taken are ours to answer
+                while self._active:
+                    await asyncio.wait(list(self._active.values()))
+        except TimeoutError:
+            log.warning("answers given back", extra={"messages": len(self._active)})
+        tasks = (*self._active.values(), *self._loops, *self._looks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -149,27 +167,58 @@ class Worker:
                 room = MAX_ACTIVE - len(self._active)
                 if room <= 0:
                     break  # a task that ends wakes us
-                lanes = self._ready.take(min(room, MAX_PER_CLAIM))
-                try:
-                    await self._begin(lanes)
-                except StoreUnavailable as error:
-                    log.warning("store unavailable", extra={"step": "begin", "reason": str(error)})
-                    self._ready.done(lanes)
-                    for lane in lanes:
-                        self._ready.add(lane)
-                    await asyncio.sleep(_PAUSE_S)
+                await self._begin(self._ready.take(min(room, MAX_PER_CLAIM)))
 
     async def _begin(self, lanes: list[str]) -> None:
+        """Begin the oldest message of lanes that were taken for their turn."""
         owner, token = str(self._store.owner), secrets.token_hex(8)
-        results = await self._store.begin([Lease(lane, owner, token) for lane in lanes])
+        held = [Lease(lane, owner, token) for lane in lanes]
+        while True:
+            try:
+                results = await self._store.begin(held)
+            except StoreUnavailable as error:
+                log.warning("store unavailable", extra={"step": "begin", "reason": str(error)})
+                if self._stopping:
+                    self._ready.done(lanes)
+                    return
+                # Again with the same token: if they were taken all the same, they are still ours.
+                await asyncio.sleep(_PAUSE_S)
+            except Exception:
+                log.exception("messages cannot be begun", extra={"lanes": len(lanes)})
+                await self._stumbled(lanes)
+                return
+            else:
+                break
         for lane, result in zip(lanes, results, strict=True):
             if isinstance(result, Work):
                 self._reached("begun")
                 self._active[lane] = asyncio.create_task(self._run(result))
                 continue
             self._ready.done((lane,))
-            if result is NoWork.AGAIN:
+            # Busy with us: what came while its message was being begun is next.
+            if result is NoWork.AGAIN or (result is NoWork.BUSY and lane in self._active):
                 self.nudge(lane)
+
+    async def _stumbled(self, lanes: list[str]) -> None:
+        """Find the lane whose message cannot be begun, so that it holds up no other."""
+        if len(lanes) > 1:
+            for each in lanes:
+                await self._begin([each])
+            return
+        (lane,) = lanes
+        self._ready.done(lanes)
+        stumble = partial(
+            cleanup.stumble,
+            lane_key=lane,
+            pause_ms=_RETRY_MS[0],
+            most=MAX_ATTEMPTS,
+            reason="cannot be begun",
+            shard=self._store.shard,
+        )
+        try:
+            await self._store.run(stumble)
+        except StoreError as unavailable:
+            log.warning("store unavailable", extra={"step": "begin", "reason": str(unavailable)})
 
     async def _poll(self) -> None:
         while True:
@@ -220,11 +269,27 @@ class Worker:
 
     async def _sweep(self) -> None:
         """End what is too old to answer, with one note per chat."""
-        age, shard, note = self._answer_within_ms, self._store.shard, self._pipeline.expired_note
+        if not self._keep_texts:
+            await self._erase()
+        age = self._answer_within_ms
         if age is None:
             return
-        while await self._store.run(lambda tx: cleanup.expire(tx, older_than_ms=age, note=note, shard=shard)):
-            log.warning("messages too old to answer ended")
+        expire = partial(
+            cleanup.expire,
+            older_than_ms=age,
+            note=self._pipeline.expired_note,
+            shard=self._store.shard,
+            erase=not self._keep_texts,
+        )
+        while ended := await self._store.run(expire):
+            log.warning("messages too old to answer ended", extra={"messages": ended.total()})
+            self._expired(ended)
+
+    async def _erase(self) -> None:
+        """Erase the texts of answers whose askers have had the time to fetch them."""
+        since, until = self._erased_until, self._store.now_ms() - FETCH_MS
+        await self._store.run(partial(cleanup.erase_sent, since=since, until=until))
+        self._erased_until = until
 
     async def _look_now(self) -> None:
         with suppress(StoreUnavailable):
@@ -241,7 +306,7 @@ class Worker:
             with bind(account=work.message.account, lane=lane, inbox=work.inbox_id):
                 outcome = await self._pipeline.answer(work, self._on_text(work))
                 self._reached("answered")
-                committed = await self._commit(outcome)
+                outcome, committed = await self._commit(outcome)
                 self._reached("committed")
                 self._finished(work, outcome, committed)
                 if committed.sending is not None:
@@ -268,14 +333,22 @@ class Worker:
             if self._ready:
                 self._wake.set()
 
-    async def _commit(self, outcome: Outcome) -> Committed:
-        """Commit, and go on trying while the store is away: the answer has been paid for."""
+    async def _commit(self, outcome: Outcome) -> tuple[Outcome, Committed]:
+        """Commit, and go on trying while the store is away: the answer has been paid for.
+
+        What the store refuses as it is, is committed without its texts: it would refuse them each time.
+        """
         while True:
             try:
-                return await self._store.commit(outcome)
+                return outcome, await self._store.commit(outcome)
             except StoreUnavailable as error:
                 log.warning("store unavailable", extra={"step": "commit", "reason": str(error)})
                 await asyncio.sleep(_PAUSE_S)
+            except StoreError as error:
+                if not outcome.messages and outcome.end is End.DEAD:
+                    raise
+                log.error("answer refused by the store", extra={"reason": str(error)})  # noqa: TRY400  # no fault of ours
+                outcome = self._pipeline.unstorable(outcome, "the database refuses the answer")
 
     async def _give_back(self, work: Work, pause_ms: int) -> None:
         try:

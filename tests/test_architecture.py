@@ -62,6 +62,7 @@ LIBRARIES: dict[str, set[str]] = {
 EDGES: dict[tuple[str, str], str] = {
     ("web.errors", "error_middleware"): "the web error middleware",
     ("worker", "Worker._run"): "a worker's lane loop",
+    ("worker", "Worker._begin"): "a worker's lane loop, where a message cannot even be begun",
     ("delivery", "Delivery._run"): "the delivery loop",
     ("delivery", "Delivery._send"): "the delivery loop, around one platform's own code",
     ("plugins", "Plugins._call"): "a plugin call",

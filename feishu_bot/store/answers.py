@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from feishu_bot.model import End, make_key
 from feishu_bot.store.schema import OPEN, conversations, inbox, messages, outbox, usage
+from feishu_bot.store.work import Change
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """How a question ended: the text that was said, and where it is stored."""
+    """How a question ended: the text that was said, and where it is stored. ``text`` None: it is not kept."""
 
     end: End
     reason: str
-    text: str
+    text: str | None
     conversation_id: int | None
     message_id: int | None
     input_tokens: int
@@ -33,10 +34,12 @@ class Answer:
 
 
 def count_calls(calls: Iterable[CallUsage]) -> tuple[int, int, str]:
-    """Return input tokens, output tokens and the last model of some calls."""
+    """Return input tokens, output tokens and the last model of those calls that the ledger holds."""
     tokens_in = tokens_out = 0
     model = ""
     for call in calls:
+        if call.outcome == "failed":
+            continue
         tokens_in += call.input_tokens
         tokens_out += call.output_tokens
         model = call.model
@@ -59,31 +62,42 @@ def find_answer(tx: Transaction, account: str, event_key: str) -> Answer | None:
         .limit(1)
     ).scalar_one_or_none()
     said: Mapping[str, Any] = orjson.loads(payload) if payload else {}
-    stored = tx.connection.execute(
-        select(messages.c.id, messages.c.conversation_id)
-        .join(conversations, conversations.c.id == messages.c.conversation_id)
-        .where(
-            conversations.c.public_id == row.lane_key.removeprefix("conv:"),
-            messages.c.save_key.in_([f"in:{row.id}:assistant", f"in:{row.id}:user"]),
-        )
-        .order_by(messages.c.seq.desc())
-        .limit(1)
-    ).one_or_none()
-    used = tx.connection.execute(
-        select(
-            func.sum(usage.c.input_tokens), func.sum(usage.c.output_tokens), func.max(usage.c.model)
-        ).where(usage.c.inbox_id == row.id)
-    ).one()
+    conversation_id, message_id = _place_of(tx, row.id, row.lane_key.removeprefix("conv:"))
+    if row.reason == f"command {Change.ARCHIVE}":
+        conversation_id = None  # what is said next begins another
+    booked = tx.connection.execute(
+        select(usage.c.attempt, usage.c.input_tokens, usage.c.output_tokens, usage.c.model)
+        .where(usage.c.inbox_id == row.id)
+        .order_by(usage.c.attempt.desc(), usage.c.call.desc())
+    ).all()
+    calls = [call for call in booked if call.attempt == booked[0].attempt]
     return Answer(
         end=End(row.state),
         reason=row.reason or "",
-        text=said.get("text", ""),
-        conversation_id=stored.conversation_id if stored is not None else None,
-        message_id=stored.id if stored is not None and row.state == End.ANSWERED.value else None,
-        input_tokens=int(used[0] or 0),
-        output_tokens=int(used[1] or 0),
-        model=used[2] or "",
+        text=said.get("text"),
+        conversation_id=conversation_id,
+        message_id=message_id if row.state == End.ANSWERED.value else None,
+        input_tokens=sum(call.input_tokens for call in calls),
+        output_tokens=sum(call.output_tokens for call in calls),
+        model=calls[0].model if calls else "",
     )
+
+
+def _place_of(tx: Transaction, inbox_id: int, public_id: str) -> tuple[int | None, int | None]:
+    """Return the conversation an answer belongs to, and its own message where one was stored."""
+    conversation = tx.connection.execute(
+        select(conversations.c.id).where(conversations.c.public_id == public_id)
+    ).scalar_one_or_none()
+    if conversation is None:
+        return None, None
+    keys = [f"in:{inbox_id}:assistant", f"in:{inbox_id}:user"]
+    stored = tx.connection.execute(
+        select(messages.c.id)
+        .where(messages.c.conversation_id == conversation, messages.c.save_key.in_(keys))
+        .order_by(messages.c.seq.desc())
+        .limit(1)
+    ).scalar_one_or_none()
+    return conversation, stored
 
 
 @dataclass(frozen=True, slots=True)

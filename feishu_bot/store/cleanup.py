@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import bindparam, case, delete, func, select, update
 
 from feishu_bot.model import End, InboundMessage, make_key
 from feishu_bot.store import budgets, search
 from feishu_bot.store.engine import insert_ignore
 from feishu_bot.store.inbox import RETRIED, count_ends
 from feishu_bot.store.outbox import push
-from feishu_bot.store.schema import OPEN, PENDING, conversations, inbox, lanes, messages, outbox, reservations
+from feishu_bot.store.schema import (
+    OPEN,
+    PENDING,
+    SENT,
+    conversations,
+    inbox,
+    lanes,
+    messages,
+    outbox,
+    reservations,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from feishu_bot.store.work import Transaction
 
+ERASED = "{}"  # the payload of what ended and whose text is not kept
 PIECE = 500  # rows changed by one transaction, so that no writer waits noticeably
 KEEP_ENDED_MS = 48 * 3600 * 1000  # as long as a platform may repeat an event
 
@@ -44,7 +56,13 @@ _LOCK_FREE_LANES = (
 _EXPIRE = (
     update(inbox)
     .where(inbox.c.id.in_(bindparam("ids", expanding=True)), inbox.c.state == OPEN)
-    .values(state=End.EXPIRED.value, reason="too old to answer", ended_at=bindparam("now"), begun_token=None)
+    .values(
+        state=End.EXPIRED.value,
+        reason="too old to answer",
+        ended_at=bindparam("now"),
+        begun_token=None,
+        payload=case((bindparam("erase") == 1, ERASED), else_=inbox.c.payload),
+    )
 )
 # Whoever ends a message ends the lease it was worked on under: a worker that wakes up late stores nothing.
 _END_LEASES = (
@@ -60,42 +78,87 @@ def expire(
     older_than_ms: int,
     note: Callable[[InboundMessage, int], dict[str, Any] | None],
     shard: int = 0,
+    erase: bool = False,
     most: int = 5000,
-) -> int:
+) -> Counter[str]:
     """End messages that were received longer ago than ``older_than_ms``; one note per chat says how many.
 
-    ``note`` makes the outbox row of a note from one of the chat's messages and their number, or None.
+    ``note`` makes the outbox row of a note from one of the chat's messages and their number, or None. ``erase``
+    keeps no text of them. Returns how many ended, by account.
     """
     cutoff = tx.now_ms - older_than_ms
     rows = tx.connection.execute(_OLD_ROWS, {"cutoff": cutoff, "most": most}).all()
     if not rows:
-        return 0
+        return Counter()
     keys = sorted({r.lane_key for r in rows})
     free = set(tx.connection.execute(_LOCK_FREE_LANES, {"keys": keys, "now": tx.now_ms}).scalars())
     rows = [r for r in rows if r.lane_key in free]
     if not rows:
-        return 0
+        return Counter()
     ids = [r.id for r in rows]
     still = set(
         tx.connection.execute(select(inbox.c.id).where(inbox.c.id.in_(ids), inbox.c.state == OPEN)).scalars()
     )
     rows = [r for r in rows if r.id in still]
-    tx.connection.execute(_EXPIRE, {"ids": ids, "now": tx.now_ms})
+    tx.connection.execute(_EXPIRE, {"ids": ids, "now": tx.now_ms, "erase": int(erase)})
     tx.connection.execute(_END_LEASES, {"keys": sorted({r.lane_key for r in rows})})
     budgets.settle(tx, ids, {}, {})
-    ended: dict[tuple[str, str], int] = {}
+    ended: Counter[str] = Counter()
     chats: dict[tuple[str, str, str], list[InboundMessage]] = {}
     for row in rows:
-        key = (row.account, End.EXPIRED.value)
-        ended[key] = ended.get(key, 0) + 1
-        message = InboundMessage.from_json(row.payload)
-        chats.setdefault(
-            (row.account, message.chat_id, "" if message.chat_id else message.person), []
-        ).append(message)
-    count_ends(tx, ended, shard=shard)
+        ended[row.account] += 1
+        message = _message_of(row.payload)
+        # Nobody waits for an answer to the others.
+        if message is not None and message.kind == "message" and message.addressed:
+            chat = (row.account, message.chat_id, "" if message.chat_id else message.person)
+            chats.setdefault(chat, []).append(message)
+    count_ends(tx, {(account, End.EXPIRED.value): n for account, n in ended.items()}, shard=shard)
     notes = [note(found[-1], len(found)) for found in chats.values()]
     push(tx, [n for n in notes if n is not None])
-    return len(rows)
+    return ended
+
+
+def _message_of(payload: str) -> InboundMessage | None:
+    """Return a recorded message; None for one that cannot be read, which ends all the same."""
+    try:
+        return InboundMessage.from_json(payload)
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+def stumble(tx: Transaction, lane_key: str, *, pause_ms: int, most: int, reason: str, shard: int = 0) -> None:
+    """Count an attempt of a lane's oldest message, which could not even be begun; after ``most`` it ends dead."""
+    tx.connection.execute(select(lanes.c.key).where(lanes.c.key == lane_key).with_for_update()).all()
+    head = tx.connection.execute(
+        select(inbox.c.id, inbox.c.account, inbox.c.attempts)
+        .where(inbox.c.lane_key == lane_key, inbox.c.state == OPEN)
+        .order_by(inbox.c.id)
+        .limit(1)
+    ).one_or_none()
+    if head is None:
+        return
+    values: dict[str, Any] = {"attempts": head.attempts + 1}
+    if head.attempts + 1 >= most:
+        values |= {"state": End.DEAD.value, "reason": reason[:255], "ended_at": tx.now_ms}
+        budgets.settle(tx, [head.id], {}, {})
+        count_ends(tx, {(head.account, End.DEAD.value): 1}, shard=shard)
+        pause_ms = 0
+    tx.connection.execute(update(inbox).where(inbox.c.id == head.id).values(values))
+    tx.connection.execute(update(lanes).where(lanes.c.key == lane_key).values(ready_at=tx.now_ms + pause_ms))
+
+
+def erase_sent(tx: Transaction, *, since: int, until: int) -> None:
+    """Erase the texts of answers that were ready for their askers between two instants (ms)."""
+    tx.connection.execute(
+        update(outbox)
+        .where(
+            outbox.c.ended_at >= since,
+            outbox.c.ended_at < until,
+            outbox.c.state == SENT,
+            outbox.c.payload != ERASED,
+        )
+        .values(payload=ERASED)
+    )
 
 
 # ------------------------------------------------------------------------------------------------- pruning
@@ -352,7 +415,11 @@ def retry_dead(tx: Transaction, ids: Sequence[str], *, shard: int = 0) -> list[s
         side, number = match.groups()
         table, states = (inbox, _GIVEN_UP_IN) if side == "in" else (outbox, _GIVEN_UP_OUT)
         row = tx.connection.execute(
-            select(table).where(table.c.id == int(number), table.c.state.in_(states))
+            select(table).where(
+                table.c.id == int(number),
+                table.c.state.in_(states),
+                table.c.payload != ERASED,  # without its text there is nothing to answer or to send
+            )
         ).one_or_none()
         if row is None:
             continue

@@ -487,7 +487,7 @@ def _part_row(tx: Transaction, item: _Item, part: NewPart) -> dict[str, Any]:
         "lane_key": work.lease.lane_key,
         "account": work.message.account,
         "conversation_id": item.conversation.id if item.conversation is not None else None,
-        "payload": part.payload,
+        "payload": "{}" if part.erase else part.payload,
         "state": SENT if part.sent else PENDING,
         "attempts": 0,
         "attempt_token": None,

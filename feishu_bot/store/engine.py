@@ -218,7 +218,7 @@ def is_hopeless(error: BaseException) -> bool:
     words = str(orig or error).lower()
     number = orig.args[0] if orig is not None and orig.args else None
     return (
-        number in {1044, 1045, 1049}
+        number in {1044, 1045, 1049, 1698}
         or any(
             sign in words
             for sign in (

@@ -146,10 +146,10 @@ class Store:
 
     # ------------------------------------------------------------------------------ the way of a message
 
-    async def receive(self, arrivals: Sequence[Arrival]) -> list[Recorded]:
-        """Record events; returns once they are on disk."""
+    def receive(self, arrivals: Sequence[Arrival]) -> asyncio.Future[list[Recorded]]:
+        """Record events; the future is done once they are on disk. Raises StoreUnavailable, here or there."""
         n = self._of(arrivals[0].lane_key)
-        return await self._writers[n].submit(self._receive[n], arrivals)
+        return self._writers[n].enqueue(self._receive[n], arrivals)
 
     def _receive_on(self, tx: Transaction, arrivals: Sequence[Arrival], *, shard: int) -> list[Recorded]:
         results = inbox.receive(tx, arrivals, shard=shard)

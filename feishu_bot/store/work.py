@@ -227,7 +227,10 @@ class NewConversation:
 
 @dataclass(frozen=True, slots=True)
 class NewPart:
-    """One part of an answer for the outbox. ``sent``: the asker fetches it from the record himself."""
+    """One part of an answer for the outbox. ``sent``: the asker fetches it from the record himself.
+
+    ``erase``: the asker has it from memory already, and no text is to be kept.
+    """
 
     kind: str
     part: int
@@ -235,6 +238,7 @@ class NewPart:
     source: str | None = None  # default: in:<inbox id>
     reply_before: int | None = None
     sent: bool = False
+    erase: bool = False
 
 
 class Change(StrEnum):

@@ -204,7 +204,17 @@ class Writer:
         *,
         merge: bool = True,
     ) -> list[Any]:
-        """Run ``function`` on ``items`` in a transaction; return its results once they are committed.
+        """Hand in and wait, as ``enqueue`` does."""
+        return await self.enqueue(function, items, merge=merge)
+
+    def enqueue(
+        self,
+        function: Callable[[Transaction, Sequence[Any]], Sequence[Any]],
+        items: Sequence[Any],
+        *,
+        merge: bool = True,
+    ) -> asyncio.Future[list[Any]]:
+        """Run ``function`` on ``items`` in a transaction; the future has its results once they are committed.
 
         With ``merge``, items of several callers of the same function run in one call. Raises StoreUnavailable
         when the database cannot take it now, StoreError when it never will, and whatever the function raises for
@@ -216,7 +226,7 @@ class Writer:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Any]] = loop.create_future()
         self._queue.put(_Job(function, items, future, loop, merge))
-        return await future
+        return future
 
     # -------------------------------------------------------------------------------------- the watchman
 

@@ -10,10 +10,11 @@ from uuid import NAMESPACE_URL, uuid4, uuid5
 import orjson
 from aiohttp import web
 
-from feishu_bot.errors import BadPayload, StoreUnavailable
+from feishu_bot.errors import BadPayload
 from feishu_bot.model import End, InboundMessage, person_key
 from feishu_bot.platforms.base import parse_json
 from feishu_bot.store.answers import Answer, event_key_of, own_conversation
+from feishu_bot.store.work import Recorded
 from feishu_bot.web.errors import error_response, json_response, unavailable
 from feishu_bot.web.visitors import HOW_TO_OPEN, local_user
 from feishu_bot.web.webhooks import read_body
@@ -21,11 +22,11 @@ from feishu_bot.web.webhooks import read_body
 if TYPE_CHECKING:
     from feishu_bot.gate import Gate
     from feishu_bot.intake import Intake
-    from feishu_bot.metrics import Metrics
     from feishu_bot.store.store import Store
     from feishu_bot.waiters import Waiter, Waiters
 
 MAX_REQUEST_ID: Final = 200  # characters
+MAX_ID: Final = 2**53  # ids are numbers that JavaScript can hold
 KEEPALIVE_S: Final = 15.0  # between two lines of a quiet event stream
 _GRACE_S: Final = 5.0  # beyond the model's own time, for queue and commit
 
@@ -37,6 +38,7 @@ class Question:
     user: str
     text: str
     request_id: str
+    conversation_id: int | None  # as asked for
     public_id: str
     agent: str | None
 
@@ -52,7 +54,6 @@ class Chat:
         intake: Intake,
         waiters: Waiters,
         gate: Gate,
-        metrics: Metrics,
         patience_s: float,
     ) -> None:
         self._account = account
@@ -60,7 +61,6 @@ class Chat:
         self._intake = intake
         self._waiters = waiters
         self._gate = gate
-        self._metrics = metrics
         self._patience_s = patience_s + _GRACE_S
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -82,7 +82,7 @@ class Chat:
         streaming = "text/event-stream" in request.headers.get("Accept", "")
         event_key = event_key_of(user, question.request_id)
         with self._waiters.expect(self._account, event_key) as waiter:
-            await self._record(question, event_key)
+            waiter.look_now = await self._record(question, event_key) is Recorded.REPEAT
             if streaming:
                 return await self._stream(request, question, event_key, waiter)
             answer = await self._waiters.answer(self._account, event_key, waiter, self._patience_s)
@@ -96,18 +96,18 @@ class Chat:
         if not isinstance(text, str) or not text.strip():
             raise BadPayload("message: expected a text that is not empty")
         request_id = data.get("request_id")
-        if request_id is not None and not (
-            isinstance(request_id, str) and 0 < len(request_id) <= MAX_REQUEST_ID
-        ):
-            raise BadPayload(f"request_id: expected a text of 1 to {MAX_REQUEST_ID} characters")
+        if request_id is not None and not _is_request_id(request_id):
+            raise BadPayload(f"request_id: expected a text of 1 to {MAX_REQUEST_ID} printable characters")
         agent = data.get("agent")
-        if agent not in {None, "default"}:
+        if agent is not None and agent != "default":
             raise BadPayload("agent: unknown; this server has only default")
         conversation_id = data.get("conversation_id")
         if conversation_id is not None and (
             isinstance(conversation_id, bool) or not isinstance(conversation_id, int)
         ):
             raise BadPayload("conversation_id: expected an integer")
+        if conversation_id is not None and not 0 < conversation_id <= MAX_ID:
+            return None
         public_id = str(uuid4()) if request_id is None else str(uuid5(NAMESPACE_URL, f"{user}\n{request_id}"))
         if conversation_id is not None:
             person = person_key(self._account or "", user)
@@ -115,12 +115,11 @@ class Chat:
             if own is None:
                 return None
             public_id = own.public_id
-        return Question(user, text, request_id or str(uuid4()), public_id, agent)
+        return Question(user, text, request_id or str(uuid4()), conversation_id, public_id, agent)
 
-    async def _record(self, question: Question, event_key: str) -> None:
-        account = self._account or ""
+    async def _record(self, question: Question, event_key: str) -> Recorded:
         message = InboundMessage(
-            account=account,
+            account=self._account or "",
             event_key=event_key,
             sender_id=question.user,
             sender_name=question.user,
@@ -129,22 +128,15 @@ class Chat:
             agent=question.agent,
         )
         (result,) = await self._intake.record([message])
-        if result.value == "new":
-            self._metrics.received[account] += 1
-        else:
-            self._metrics.duplicates[account] += 1
+        return result
 
     def _respond(self, question: Question, answer: Answer | None) -> web.Response:
         if answer is None:
-            return json_response(self._later(question), status=202)
+            return json_response(_later(question), status=202)
         status, code = _status(answer)
         if status != 200:  # noqa: PLR2004  # the only one that is no error
-            return error_response(status, answer.text or answer.reason, code=code)
+            return error_response(status, _sentence(answer), code=code)
         return json_response(_body(answer))
-
-    @staticmethod
-    def _later(question: Question) -> dict[str, Any]:
-        return {"conversation_id": None, "request_id": question.request_id, "status": "in progress"}
 
     # ---------------------------------------------------------------------------------------- streaming
 
@@ -157,20 +149,17 @@ class Chat:
         await response.prepare(request)
         pieces = asyncio.create_task(self._pieces(response, waiter))
         try:
-            try:
-                answer = await self._waiters.answer(self._account or "", event_key, waiter, self._patience_s)
-            except StoreUnavailable:
-                answer = None
+            answer = await self._waiters.answer(self._account or "", event_key, waiter, self._patience_s)
             waiter.texts.put_nowait(None)
             await pieces
             if answer is None:
-                await _event(response, "done", self._later(question))
+                await _event(response, "done", _later(question))
             else:
                 status, code = _status(answer)
                 if status == 200:  # noqa: PLR2004  # the only one that is no error
                     await _event(response, "done", _body(answer))
                 else:
-                    await _event(response, "error", {"code": code, "message": answer.text or answer.reason})
+                    await _event(response, "error", {"code": code, "message": _sentence(answer)})
         except ConnectionResetError:
             pass  # the reader has left; the answer goes on into the record
         finally:
@@ -189,6 +178,25 @@ class Chat:
             if text is None:
                 return
             await _event(response, "delta", {"text": text})
+
+
+def _is_request_id(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_REQUEST_ID and value.isprintable()
+
+
+def _later(question: Question) -> dict[str, Any]:
+    """Return what is said while the answer is not ready: come again with the same request_id."""
+    return {
+        "conversation_id": question.conversation_id,
+        "request_id": question.request_id,
+        "status": "in progress",
+    }
+
+
+def _sentence(answer: Answer) -> str:
+    if answer.end is End.ANSWERED:
+        return "the answer is not kept (ai.conversation_persistence.enabled)"
+    return answer.text or answer.reason
 
 
 async def _event(response: web.StreamResponse, name: str, data: dict[str, Any]) -> None:
@@ -213,7 +221,7 @@ def _status(answer: Answer) -> tuple[int, str]:
     """Return the HTTP status and the code for how a question ended."""
     match answer.end:
         case End.ANSWERED:
-            return 200, "ok"
+            return (404, "not_kept") if answer.text is None else (200, "ok")
         case End.REFUSED if answer.reason.startswith("budget"):
             return 429, "budget_exceeded"
         case End.REFUSED if answer.reason == "too long":

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
-from aiohttp import web
+from aiohttp import http_exceptions, web
 
 from feishu_bot.errors import StoreUnavailable
 
@@ -55,6 +55,19 @@ def unavailable() -> web.Response:
     return error_response(
         503, "the store cannot take it now; try again", headers={"Retry-After": str(RETRY_AFTER_S)}
     )
+
+
+class HttpLog(logging.LoggerAdapter[logging.Logger]):
+    """What aiohttp logs to: a request that is hardly HTTP is one line, without a stack and what was sent."""
+
+    def exception(self, msg: object, *args: object, exc_info: Any = True, **keywords: Any) -> None:
+        if isinstance(exc_info, http_exceptions.HttpProcessingError):
+            reason, peer = type(exc_info).__name__, args[0] if args else None
+            log.warning(
+                "request refused", extra={"status": exc_info.code, "reason": reason, "peer": str(peer)}
+            )
+        elif not isinstance(exc_info, web.RequestPayloadError):  # told already, by whoever read the body
+            super().exception(msg, *args, exc_info=exc_info, **keywords)
 
 
 @web.middleware

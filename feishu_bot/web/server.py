@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from feishu_bot.web.errors import error_middleware
+from feishu_bot.web.errors import HttpLog, error_middleware
 from feishu_bot.web.visitors import private_only
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Server:
         self._settings = settings
         application = web.Application(
             client_max_size=settings.max_body_bytes,
-            middlewares=[error_middleware, private_only(settings.private_networks)],
+            middlewares=[error_middleware, private_only(settings.private_networks, settings.trusted_proxies)],
         )
         application.on_response_prepare.append(_security_headers)
         application.router.add_routes(
@@ -61,7 +62,12 @@ class Server:
             ]
         )
         self._sockets = sockets
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=_LAST_REQUESTS_S)
+        self._runner = web.AppRunner(
+            application,
+            access_log=None,
+            logger=HttpLog(logging.getLogger("aiohttp.server"), {}),
+            shutdown_timeout=_LAST_REQUESTS_S,
+        )
         self._site: web.TCPSite | None = None
 
     @property

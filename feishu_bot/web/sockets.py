@@ -264,7 +264,7 @@ class Sockets:
         backlog = self._backlogs.get(account)
         if backlog is None:
             backlog = self._backlogs[account] = Backlog(
-                lambda events: self._record(account, events), self._closed, max_events=self._max_unrecorded
+                self._record, self._closed, max_events=self._max_unrecorded
             )
         return backlog
 
@@ -272,11 +272,8 @@ class Sockets:
         # While the server stops, what was read is still brought on disk: nobody would send it again.
         return None if self._gate.draining else self._gate.closed()
 
-    async def _record(self, account: str, events: Sequence[InboundMessage]) -> list[Recorded]:
+    async def _record(self, events: Sequence[InboundMessage]) -> list[Recorded]:
         results = await self._intake.record(events)
-        for result in results:
-            counts = self._metrics.received if result.value == "new" else self._metrics.duplicates
-            counts[account] += 1
         self._step("recorded")
         return results
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -12,9 +13,9 @@ from feishu_bot.network import is_loopback
 from feishu_bot.web.errors import error_response
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from aiohttp.typedefs import Handler, Middleware
+
+Networks = Sequence[IPv4Network | IPv6Network]
 
 LOCAL_USER: Final = "local"
 _PUBLIC: Final = ("/webhook/", "/ws/", "/healthz")
@@ -25,21 +26,37 @@ HOW_TO_OPEN: Final = (
 )
 
 
-def private_only(networks: Sequence[IPv4Network | IPv6Network]) -> Middleware:
-    """Return a middleware that lets peers outside ``networks`` reach the public doors only."""
+def private_only(networks: Networks, proxies: Networks = ()) -> Middleware:
+    """Return a middleware that lets visitors from outside ``networks`` reach the public doors only.
+
+    A request that was forwarded comes from where one of our ``proxies`` says it does; whoever else forwards could
+    stand before anybody, so he is outside.
+    """
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if not request.path.startswith(_PUBLIC) and not _is_in(request.remote, networks):
+        if not request.path.startswith(_PUBLIC) and not _is_in(_visitor(request, proxies), networks):
             return error_response(403, "not from this network (server.private_networks)")
         return await handler(request)
 
     return middleware
 
 
-def _is_in(remote: str | None, networks: Sequence[IPv4Network | IPv6Network]) -> bool:
+def _visitor(request: web.Request, proxies: Networks) -> str | None:
+    """Return the address that a request comes from, None where nobody trustworthy tells."""
+    remote = request.remote
+    if not any(name in request.headers for name in _FORWARDED):
+        return remote
+    if not _is_in(remote, proxies):
+        return None
+    hops = ",".join(request.headers.getall("X-Forwarded-For", ())).split(",")
+    # Each proxy appends whom it heard; what stands before the first stranger anybody may have written.
+    return next((hop for hop in map(str.strip, reversed(hops)) if not _is_in(hop, proxies)), None)
+
+
+def _is_in(address_text: str | None, networks: Networks) -> bool:
     try:
-        address = ip_address(remote or "")
+        address = ip_address(address_text or "")
     except ValueError:
         return False
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:

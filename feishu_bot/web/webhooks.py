@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from feishu_bot.deadlines import Deadlines
-from feishu_bot.errors import Refused, StoreUnavailable
+from feishu_bot.errors import BadPayload, Refused, StoreUnavailable
 from feishu_bot.platforms.base import WebhookRequest
-from feishu_bot.store.work import Recorded
 from feishu_bot.web.errors import error_response, unavailable
 
 if TYPE_CHECKING:
@@ -60,23 +59,17 @@ class Webhooks:
         platform = self._platforms.get(account)
         if platform is None:
             return error_response(404, "no such account")
-        body = await read_body(request)
         try:
+            body = await read_body(request)
             received = platform.receive(
                 WebhookRequest(request.method, request.headers, request.query, body, self._clock())
             )
         except Refused as error:
-            log.warning(
-                "request refused",
-                extra={
-                    "account": account,
-                    "status": error.status,
-                    "reason": error.reason,
-                    "peer": request.remote,
-                },
-            )
-            self._metrics.refused[account, str(error.status)] += 1
+            self._refuse(request, account, error.status, error.reason)
             return error_response(error.status, REFUSALS[error.status])
+        except web.HTTPClientError as error:
+            self._refuse(request, account, error.status, error.reason)
+            raise
         self._step("received")
         if received.messages:
             closed = self._gate.closed()
@@ -85,21 +78,21 @@ class Webhooks:
                 return unavailable()
             try:
                 with self._recording.guard():
-                    results = await self._intake.record(received.messages)
+                    await self._intake.record(received.messages)
             except (StoreUnavailable, TimeoutError) as error:
+                # What takes longer may be on disk all the same: the platform's repeat finds it there.
                 log.warning("request put off", extra={"account": account, "reason": str(error) or "too slow"})
                 return unavailable()
-            self._count(account, results)
             self._step("recorded")
         self._metrics.acknowledged.observe(time.perf_counter() - started)
         return await self._acknowledge(request, received)
 
-    def _count(self, account: str, results: list[Recorded]) -> None:
-        for result in results:
-            if result is not Recorded.REPEAT:
-                self._metrics.received[account] += 1
-            else:
-                self._metrics.duplicates[account] += 1
+    def _refuse(self, request: web.Request, account: str, status: int, reason: str) -> None:
+        log.warning(
+            "request refused",
+            extra={"account": account, "status": status, "reason": reason, "peer": request.remote},
+        )
+        self._metrics.refused[account, str(status)] += 1
 
     async def _acknowledge(self, request: web.Request, received: Received) -> web.StreamResponse:
         response = web.Response(
@@ -117,14 +110,16 @@ class Webhooks:
 
 
 async def read_body(request: web.Request) -> bytes:
-    """Return the body. Raises HTTP 413 for one that is too large, 408 for one that does not come."""
+    """Return the body. Raises HTTP 413 for one that is too large, 408 for one that does not come, BadPayload."""
     limit = request.client_max_size
     if request.content_length is not None and request.content_length > limit:
         raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=request.content_length)
-    if request.content.is_eof():  # all of it has come with the headers: nothing to wait for
-        return await request.read()
     try:
+        if request.content.is_eof():  # all of it has come with the headers: nothing to wait for
+            return await request.read()
         async with asyncio.timeout(READ_TIMEOUT_S):
             return await request.read()
     except TimeoutError:
         raise web.HTTPRequestTimeout from None
+    except web.RequestPayloadError:
+        raise BadPayload("the body is not encoded as its headers say") from None

@@ -13,6 +13,7 @@ import orjson
 
 from feishu_bot.config import ServerSettings
 from feishu_bot.errors import StoreUnavailable
+from feishu_bot.intake import IntakeCounts
 from feishu_bot.metrics import Metrics
 from feishu_bot.model import ChatType, InboundMessage, Outgoing, Target
 from feishu_bot.platforms.base import PlatformContext
@@ -79,6 +80,7 @@ class Record:
     away: bool = False
     refused: frozenset[str] = frozenset()  # texts that the database will never take
     calls: int = 0
+    repeats: int = 0
 
     async def record(self, messages: Sequence[InboundMessage]) -> list[Recorded]:
         self.calls += 1
@@ -89,6 +91,7 @@ class Record:
         for message in messages:
             known = any(m.event_key == message.event_key for m in self.messages)
             results.append(Recorded.REPEAT if known else Recorded.NEW)
+            self.repeats += known
             if not known:
                 self.messages.append(message)
         return results
@@ -134,7 +137,7 @@ class Doors:
 
 @asynccontextmanager
 async def doors(platform: OneBot, *, now: float = NOW, **limits: Any) -> AsyncIterator[Doors]:
-    record, gate, metrics = Record(), Gate(), Metrics(dict)
+    record, gate, metrics = Record(), Gate(), Metrics(IntakeCounts(), dict)
     platforms = {platform.account: platform}
     sockets = Sockets(platforms, record, gate, metrics, **limits)
     server = Server(

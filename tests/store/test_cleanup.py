@@ -64,7 +64,7 @@ async def put_part(store, n, *, state="sent", ended_at=NOON, lane=LANE, **more):
         "part": 0,
         "lane_key": lane,
         "account": "web",
-        "payload": "{}",
+        "payload": '{"text": "hello"}',
         "state": state,
         "created_at": NOON,
         "ended_at": ended_at,
@@ -242,7 +242,8 @@ def note(message, number):
 
 
 async def expire(store, hours=6, note=note):
-    return await store.run(partial(removing.expire, older_than_ms=hours * HOUR, note=note))
+    ended = await store.run(partial(removing.expire, older_than_ms=hours * HOUR, note=note))
+    return ended.total()
 
 
 async def states(store):

@@ -251,7 +251,7 @@ def test_an_outcome_is_dropped_when_the_message_expired_in_the_meantime(db):
     db.receive("a")
     work = db.begin_one()
     db.clock.now_ms += LEASE_MS + 1
-    assert db.run(cleanup.expire, older_than_ms=LEASE_MS, note=lambda message, count: None) == 1
+    assert db.run(cleanup.expire, older_than_ms=LEASE_MS, note=lambda message, count: None).total() == 1
     for end in (End.ANSWERED, End.EXPIRED):
         assert isinstance(db.commit_one(answered(work, end)), LeaseLost)
     assert nothing_was_stored(db)

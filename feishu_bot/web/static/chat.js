@@ -21,7 +21,7 @@ function show(role, text) {
 }
 
 function finish(element, data) {
-  conversation = data.conversation_id ?? conversation;
+  conversation = data.conversation_id;  // null after /new: what is said next begins another
   element.textContent = data.response ?? element.textContent;
   const usage = document.createElement("span");
   usage.className = "usage";
