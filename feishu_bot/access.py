@@ -42,6 +42,10 @@ class Access:
     """The rules of ``access`` and ``chat.admins``."""
 
     def __init__(self, settings: AccessSettings, admins: Sequence[str]) -> None:
+        self.configure(settings, admins)
+
+    def configure(self, settings: AccessSettings, admins: Sequence[str]) -> None:
+        """Go on with other rules."""
         self._default = settings.default == "allow"
         self._allow = Patterns(settings.allow)
         self._deny = Patterns(settings.deny)

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from feishu_bot import __version__
 from feishu_bot.access import Access
-from feishu_bot.ai.agent import Agent
-from feishu_bot.ai.models import make_model
 from feishu_bot.backups import Backups
 from feishu_bot.closing import Closing
 from feishu_bot.commands import BuiltinCommands
@@ -23,6 +21,8 @@ from feishu_bot.gate import Gate
 from feishu_bot.intake import Intake
 from feishu_bot.metrics import Metrics
 from feishu_bot.model import End
+from feishu_bot.operation import Operation, Process, make_agent
+from feishu_bot.orders import OperatorCommands
 from feishu_bot.pipeline import ChatBot, Pipeline
 from feishu_bot.platforms.base import PlatformContext, platform_types
 from feishu_bot.plugins import Plugins
@@ -32,6 +32,7 @@ from feishu_bot.store.store import Store
 from feishu_bot.waiters import Waiters
 from feishu_bot.web.chat import Chat
 from feishu_bot.web.health import Health
+from feishu_bot.web.send import Send
 from feishu_bot.web.server import Server
 from feishu_bot.web.sockets import Sockets
 from feishu_bot.web.webhooks import Webhooks
@@ -40,10 +41,12 @@ from feishu_bot.worker import Worker
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable
+    from datetime import timedelta
 
     from feishu_bot.config import BotSettings
+    from feishu_bot.model import InboundMessage
     from feishu_bot.platforms.base import Platform
-    from feishu_bot.store.work import Committed, Outcome, Planned, Work
+    from feishu_bot.store.work import Committed, Outcome, Planned, Transaction, Work
 
 log = logging.getLogger(__name__)
 
@@ -55,28 +58,31 @@ _WAIT_FOR_STORE_S: Final = 1.0  # between two looks for a database that is away 
 class App:
     """The server: one process's web doors, worker, delivery and schedule over one store.
 
-    ``clock`` gives Unix seconds, ``reached`` is told of each step of a message's way; both are for tests.
+    ``process`` is what the process was given by whoever started it. ``clock`` gives Unix seconds, ``reached`` is
+    told of each step of a message's way; both are for tests.
     """
 
     def __init__(
         self,
         settings: BotSettings,
+        process: Process | None = None,
         *,
         clock: Callable[[], float] = time.time,
         reached: Callable[[str], None] | None = None,
     ) -> None:
         self.settings = settings
+        self._process = process = process or Process()
         self._reached = reached
         chat, persistence = settings.chat, settings.ai.conversation_persistence
         self.store = Store(persistence.db_url, auto_migrate=persistence.auto_migrate)
         self.access = Access(settings.access, chat.admins)
         self.platforms = self._make_platforms()
-        self.plugins = Plugins(settings.plugins, builtin=BuiltinCommands(chat))
-        self.agent = Agent(
-            settings.ai,
-            model=make_model(settings.ai, network=settings.network),
-            budget_margin=settings.budget_margin,
-        )
+        orders = OperatorCommands(
+            lambda: self.operation.controls, lambda: self.settings.chat.command_prefix
+        ).commands()
+        self._builtin = BuiltinCommands(chat, orders)
+        self.plugins = Plugins(settings.plugins, builtin=self._builtin)
+        self.agent = make_agent(settings)
         self.pipeline = Pipeline(
             settings,
             agent=self.agent,
@@ -84,10 +90,17 @@ class App:
             plugins=self.plugins,
             access=self.access,
             store=self.store,
+            holds=self._holds,
         )
         step = reached if reached is not None else _nothing
         self.waiters = Waiters(self.store)
-        self.delivery = Delivery(self.store, self.platforms, keep_texts=persistence.enabled, reached=step)
+        self.delivery = Delivery(
+            self.store,
+            self.platforms,
+            keep_texts=persistence.enabled,
+            sharers=lambda: self.operation.controls.servers,
+            reached=step,
+        )
         self.worker = Worker(
             self.store,
             self.pipeline,
@@ -95,9 +108,8 @@ class App:
             finished=self._finished,
             expired=self._expired,
             on_text=self.waiters.on_text,
-            answer_within_ms=None
-            if chat.answer_within is None
-            else int(chat.answer_within.total_seconds() * 1000),
+            answer_within_ms=_milliseconds(chat.answer_within),
+            report=self._report,
             keep_texts=persistence.enabled,
             reached=step,
         )
@@ -109,8 +121,10 @@ class App:
             self.access,
             recorded=self.worker.nudge,
             wants_events=lambda: self.plugins.wants_events,
+            is_order=self.pipeline.is_order,
+            told=self._told,
         )
-        self.metrics = Metrics(self.intake.counts, self._gauges)
+        self.metrics = Metrics(self.intake.counts, self._gauges, process.peers)
         self.gate = Gate(
             settings.server,
             self.store,
@@ -119,6 +133,7 @@ class App:
         )
         self.backups = Backups(settings.schedule.backup, self.store, settings.schedule.zone)
         self.schedule = Schedule(self.store, settings.schedule.zone, self._jobs() + self.backups.jobs())
+        self.operation = Operation(self, process)
         self._server = self._make_server(clock)
         self._store_open = self._open = False
 
@@ -163,22 +178,48 @@ class App:
         return [*jobs, Job("cleanup", cleaning.cron, clean)]
 
     def _make_server(self, clock: Callable[[], float]) -> Server:
-        ai = self.settings.ai
         account = next((name for name, p in self.platforms.items() if p.pull), None)
-        chat = Chat(
+        chat = self._chat_door = Chat(
             account,
             store=self.store,
             intake=self.intake,
             waiters=self.waiters,
             gate=self.gate,
-            patience_s=ai.timeout_s * (2 + len(ai.fallback_models)),
+            patience_s=_patience_s(self.settings),
+            pause_of=self.operation.controls.pause_of,
+        )
+        send = Send(
+            self.store,
+            self.platforms,
+            max_chars=lambda: self.settings.chat.max_message_length,
+            sent=self.delivery.nudge,
         )
         webhooks = Webhooks(
             self.platforms, self.intake, self.gate, self.metrics, clock=clock, reached=self._reached
         )
         sockets = Sockets(self.platforms, self.intake, self.gate, self.metrics, reached=self._reached)
         health = Health(self.metrics, broken=self._broken, degraded=self._degraded)
-        return Server(self.settings.server, webhooks=webhooks, sockets=sockets, chat=chat, health=health)
+        return Server(
+            self.settings.server,
+            webhooks=webhooks,
+            sockets=sockets,
+            chat=chat,
+            send=send,
+            health=health,
+            listening=self._process.listening,
+        )
+
+    def configure(self, settings: BotSettings) -> None:
+        """Go on with other settings, as far as they can hold at once (``reload.merge``)."""
+        self.settings = settings
+        self.access.configure(settings.access, settings.chat.admins)
+        self._builtin.configure(settings.chat)
+        self.pipeline.configure(settings, self.agent)
+        self.pipeline.load_commands()
+        self.intake.configure(settings)
+        self.worker.answer_within_ms = _milliseconds(settings.chat.answer_within)
+        self.gate.configure(settings.server)
+        self._chat_door.patience_s = _patience_s(settings)
 
     # ------------------------------------------------------------------------------------------- running
 
@@ -193,6 +234,7 @@ class App:
         Raises StoreUnavailable or SchemaMismatch for what waiting cannot mend, OSError for a port in use.
         """
         await self._server.start()
+        self.operation.listen()
         await self._open_store()
         url = f"http://{self.settings.server.host}:{self.port}/"
         log.info("ready", extra={"url": url, "version": __version__})
@@ -225,6 +267,7 @@ class App:
         await self.worker.start()
         await self.closing.start()
         await self.schedule.start()
+        await self.operation.start()
         self._open = True
 
     def _bot_for(self, plugin: str) -> ChatBot:
@@ -235,6 +278,8 @@ class App:
         self.gate.draining = True
         await self._server.refuse_connections()
         if self._store_open:  # of what follows, nothing minds being stopped before it has started
+            if self._open:
+                await self.operation.stop()
             await self.schedule.stop()
             await self.backups.stop()
             await self.closing.stop()
@@ -251,21 +296,28 @@ class App:
                 await self.store.close()
         else:
             self.store.engine.dispose()
+        await self.operation.leave()
         log.info("stopped")
 
-    async def run(self, *, ready: Callable[[App], None] | None = None) -> None:
-        """Serve until SIGTERM or SIGINT; a second signal stops at once."""
+    async def run(
+        self, *, ready: Callable[[App], None] | None = None, stopping: asyncio.Event | None = None
+    ) -> None:
+        """Serve until SIGTERM or SIGINT, or until ``stopping`` is set; a second signal stops at once.
+
+        SIGHUP has the configuration read again. Under a supervisor only that decides when to stop at once.
+        """
         loop = asyncio.get_running_loop()
-        stopping = asyncio.Event()
+        stopping = asyncio.Event() if stopping is None else stopping
 
         def on_signal() -> None:
-            if stopping.is_set():
+            if stopping.is_set() and not self._process.supervised:
                 log.warning("stopped at once by a second signal")
                 raise SystemExit(1)
             stopping.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal)
+        loop.add_signal_handler(signal.SIGHUP, self.operation.reload_soon)
         starting = asyncio.create_task(self.start())
         waiting = asyncio.create_task(stopping.wait())
         try:
@@ -302,6 +354,15 @@ class App:
             },
         )
 
+    def _holds(self, account: str, asks_model: bool) -> bool:  # noqa: FBT001  # two words of one question
+        return self.operation.controls.holds(account, asks_model)
+
+    def _report(self, tx: Transaction) -> None:
+        self.operation.controls.report(tx)
+
+    def _told(self, message: InboundMessage) -> None:
+        self.operation.controls.recorded(message)
+
     def _expired(self, ended: Counter[str]) -> None:
         for account, count in ended.items():
             self.metrics.ends[account, End.EXPIRED.value] += count
@@ -327,13 +388,13 @@ class App:
         if not self._open:
             return ["starting: the database is not open yet"]
         problem = self.store.problem() or self.worker.unreachable
-        return ([problem] if problem else []) + self.worker.problems()
+        return ([problem] if problem else []) + self.worker.problems() + self.operation.broken()
 
     def _degraded(self) -> list[str]:
         found = self.gate.degraded(self.store.now_ms())
         for platform in self.platforms.values():
             found += platform.problems()
-        return found + self.plugins.problems() + self.backups.problems()
+        return found + self.plugins.problems() + self.backups.problems() + self.operation.degraded()
 
 
 class _Watched:
@@ -350,6 +411,15 @@ class _Watched:
     def plan(self, *args: Any, **keywords: Any) -> Planned:
         self._reached("claimed")
         return self._pipeline.plan(*args, **keywords)
+
+
+def _milliseconds(length: timedelta | None) -> int | None:
+    return None if length is None else int(length.total_seconds() * 1000)
+
+
+def _patience_s(settings: BotSettings) -> float:
+    """Return how long all calls for one answer can take."""
+    return settings.ai.timeout_s * (2 + len(settings.ai.fallback_models))
 
 
 def _nothing(_step: str) -> None:

@@ -87,9 +87,17 @@ def _nearest(name: str, commands: Sequence[Command]) -> str | None:
 
 
 class BuiltinCommands:
-    """``/help``, ``/new``, ``/clear``, ``/history`` and ``/usage``, given to the server as a plugin gives its own."""
+    """``/help``, ``/new``, ``/clear``, ``/history`` and ``/usage``, given to the server as a plugin gives its own.
 
-    def __init__(self, chat: ChatSettings) -> None:
+    ``more`` are commands that stand behind them.
+    """
+
+    def __init__(self, chat: ChatSettings, more: Sequence[Command] = ()) -> None:
+        self._more = more
+        self.configure(chat)
+
+    def configure(self, chat: ChatSettings) -> None:
+        """Go on with other settings."""
         self._chat = chat
         self._prefix = chat.command_prefix
 
@@ -100,6 +108,7 @@ class BuiltinCommands:
             Command("clear", self._clear, _help("clear"), aliases=("清空",)),
             Command("history", self._history, _help("history"), aliases=("历史",), usage="[N]"),
             Command("usage", self._usage, _help("usage"), aliases=("用量",)),
+            *self._more,
         )
 
     # ---------------------------------------------------------------------------------------------- help

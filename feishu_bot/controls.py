@@ -55,6 +55,7 @@ class Controls:
         platforms: Mapping[str, Platform],
         chat: Callable[[], Chat],
         reload: Callable[[], Awaitable[Mapping[str, Any]]],
+        is_order: Callable[[InboundMessage], bool],
         words: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self._store = store
@@ -64,6 +65,7 @@ class Controls:
         self._platforms = platforms
         self._chat = chat
         self._reload = reload
+        self._is_order = is_order
         self._words = words  # more for the report
         self._started_at = 0
         self._reload_seen = 0
@@ -119,16 +121,16 @@ class Controls:
             await self._worker.renew_now()
 
     async def _drain(self, draining: bool) -> None:  # noqa: FBT001  # what the order says
+        if not draining and not self._draining:
+            return
         if draining != self._draining:
             log.warning("draining" if draining else "serving again")
-            self._draining = self._gate.draining = draining
-            self._worker.leaving = False
-        elif not draining:
-            return
-        if draining:
-            # Where nobody else goes on, what waits is finished here.
-            servers = await self._store.read(orders.read_servers)
-            self._worker.leaving = any(server.report["state"] == "serving" for server in servers)
+        self._draining = self._gate.draining = draining
+        others = await self._store.read(orders.read_servers) if draining else []
+        # Where nobody else goes on, what waits is finished here.
+        self._worker.leaving = any(
+            server.report["state"] == "serving" and server.owner != self._store.owner for server in others
+        )
         await self._worker.renew_now()
 
     # ----------------------------------------------------------------------------------------- reporting
@@ -164,7 +166,7 @@ class Controls:
     def pauses(self) -> tuple[Pause, ...]:
         return self._orders.pauses
 
-    def holds(self, account: str, *, asks_model: bool) -> bool:
+    def holds(self, account: str, asks_model: bool) -> bool:  # noqa: FBT001  # two words of one question
         """Say whether a message is to be kept for later."""
         if not self._orders.pauses:
             return False
@@ -172,7 +174,7 @@ class Controls:
 
     def pause_of(self, message: InboundMessage) -> Pause | None:
         """Return the pause that a message runs into, if any; commands pass by a pause of the models."""
-        if not self._orders.pauses or message.kind == "event":
+        if not self._orders.pauses or message.kind == "event" or self._is_order(message):
             return None
         found = self._orders.pause_of(message.account)
         if found is None and not message.text.startswith(self._chat().command_prefix):
@@ -201,14 +203,13 @@ class Controls:
             target=Target.of(message),
             text=pause.say,
             max_chars=self._chat().max_message_length,
+            reply_before=message.reply_before_ms,
         )
         task = asyncio.get_running_loop().create_task(self._say(rows))
         self._saying.add(task)
         task.add_done_callback(self._saying.discard)
 
     async def _say(self, rows: list[dict[str, Any]]) -> None:
-        for row in rows:
-            row["reply_before"] = None
         try:
             await self._store.run(lambda tx: outbox.push(tx, rows))
         except StoreUnavailable:

@@ -39,10 +39,14 @@ class Gate:
         self._free_mb: float | None = None
         self.draining = False
 
+    def configure(self, settings: ServerSettings) -> None:
+        """Go on with other limits."""
+        self._settings = settings
+
     def closed(self) -> str | None:
         """Return why nothing can be taken now, or None."""
         if self.draining:
-            return "stopping"
+            return "draining"
         problem = self._store.problem()
         if problem is not None:
             return problem

@@ -47,14 +47,22 @@ class Intake:
         *,
         recorded: Callable[[str], None],
         wants_events: Callable[[], bool],
+        is_order: Callable[[InboundMessage], bool] = lambda _message: False,
+        told: Callable[[InboundMessage], None] = lambda _message: None,
     ) -> None:
-        self._chat = settings.chat
-        self._model = settings.ai.model
+        self.configure(settings)
         self._store = store
         self._access = access
         self._recorded = recorded
         self._wants_events = wants_events
+        self._is_order = is_order
+        self._told = told  # each new message that waits for an answer, once it is on disk
         self.counts = IntakeCounts()
+
+    def configure(self, settings: BotSettings) -> None:
+        """Go on with other settings."""
+        self._chat = settings.chat
+        self._model = settings.ai.model
 
     async def record(self, messages: Sequence[InboundMessage]) -> list[Recorded]:
         """Record events durably; returns when they are on disk. Raises StoreUnavailable.
@@ -67,19 +75,25 @@ class Intake:
         cleaned = [_clean(m) for m in messages]
         arrivals = [self._arrival(m, await self._tokens(m)) for m in cleaned]
         recording = self._store.receive(arrivals)
-        recording.add_done_callback(partial(self._count, arrivals))
+        recording.add_done_callback(partial(self._count, cleaned, arrivals))
         return await asyncio.shield(recording)
 
-    def _count(self, arrivals: Sequence[Arrival], recording: asyncio.Future[list[Recorded]]) -> None:
+    def _count(
+        self,
+        messages: Sequence[InboundMessage],
+        arrivals: Sequence[Arrival],
+        recording: asyncio.Future[list[Recorded]],
+    ) -> None:
         if recording.cancelled() or recording.exception() is not None:
             return
-        for arrival, result in zip(arrivals, recording.result(), strict=True):
+        for message, arrival, result in zip(messages, arrivals, recording.result(), strict=True):
             if result is Recorded.REPEAT:
                 self.counts.duplicates[arrival.account] += 1
                 continue
             self.counts.received[arrival.account] += 1
             if arrival.state == OPEN or result is Recorded.TO_BOT:
                 self._recorded(arrival.lane_key)
+                self._told(message)
             else:
                 self.counts.ignored[arrival.account] += 1
 
@@ -118,6 +132,8 @@ class Intake:
         """Return the lane an event belongs to: its conversation's scope key."""
         if message.kind == "event":
             return "event:" + make_key(message.account, message.chat_id or message.sender_id)
+        if self._is_order(message):  # it must not wait behind a question that waits for it
+            return "order:" + message.user_key
         return scope_key(message, self._chat.scope)
 
     def _not_for_us(self, message: InboundMessage) -> str | None:

@@ -23,6 +23,7 @@ from feishu_bot.groups import is_shared, metadata, question, with_speakers
 from feishu_bot.hooks import BudgetView, Context, ConversationView, Reply
 from feishu_bot.indicator import Indicator
 from feishu_bot.model import CallUsage, ChatType, End, InboundMessage, Target, make_key
+from feishu_bot.orders import ORDERS
 from feishu_bot.split import fit_text
 from feishu_bot.store import budgets as ledger
 from feishu_bot.store.amendments import amend
@@ -97,24 +98,29 @@ class Pipeline:
         plugins: Plugins,
         access: Access,
         store: Store,
+        holds: Callable[[str, bool], bool] = lambda _account, _asks_model: False,
     ) -> None:
-        self._settings = settings
-        self._chat = settings.chat
-        self._agent = agent
+        self.configure(settings, agent)
+        self._holds = holds  # whether messages of an account, or those for a model, are kept for later
         self._platforms = platforms
         self._plugins = plugins
         self._access = access
         self._store = store
         self._zone = ZoneInfo(settings.schedule.timezone)
         self._keeps = settings.ai.conversation_persistence.enabled
-        self._answer_within_ms = (
-            None if self._chat.answer_within is None else int(self._chat.answer_within.total_seconds() * 1000)
-        )
         self._tenants = {account: platform.settings.tenant for account, platform in platforms.items()}
         self._windows: dict[Window, tuple[int, int | None]] = {}
         self._commands = CommandTable(self._chat.command_prefix, self._chat.language, [])
         self.indicator = Indicator()
         self.history_turns = settings.ai.conversation_persistence.max_history_turns if self._keeps else 0
+
+    def configure(self, settings: BotSettings, agent: Agent) -> None:
+        """Go on with other settings and another agent; what is being answered is answered with the old ones."""
+        self._settings = settings
+        self._chat = settings.chat
+        self._agent = agent
+        within = settings.chat.answer_within
+        self._answer_within_ms = None if within is None else int(within.total_seconds() * 1000)
 
     def load_commands(self) -> None:
         """Take the commands of the built-ins and of the plugins that have started."""
@@ -156,6 +162,8 @@ class Pipeline:
             if message.tokens is None and message.text:  # counted before the platform cut a mention out
                 message = replace(message, tokens=count_tokens(message.text, self._settings.ai.model))
         decision = self._decide(message, attempt, received_at, now_ms)
+        if self._is_held(decision):
+            return Planned(wait_ms=now_ms + _LOOK_AGAIN_MS)
         if decision.kind != "answer" or not self._settings.ai.enabled:
             return Planned(decision)
         model, scope = self._settings.ai.model, self._chat.scope
@@ -166,6 +174,22 @@ class Pipeline:
             replace(decision, call=call),
             PlannedCall(call.model, call.prompt_tokens, call.reserve_tokens, self._charges(message, now_ms)),
         )
+
+    def _is_held(self, decision: Decision) -> bool:
+        """Say whether an operator wants this to wait; his own orders never do."""
+        if decision.kind == "expire" or not self._holds(
+            decision.message.account, decision.kind == "answer" and self._settings.ai.enabled
+        ):
+            return False
+        return not (decision.command is not None and self.is_order(decision.message))
+
+    def is_order(self, message: InboundMessage) -> bool:
+        """Say whether a message is an operator's order to go on or to stop."""
+        if not self._access.is_admin(message):
+            return False
+        parsed = self._commands.parse(message.text)
+        command = None if parsed is None else self._commands.find(parsed.name)
+        return command is not None and command.name in ORDERS
 
     def _too_old(self, received_at: int, now_ms: int) -> bool:
         return self._answer_within_ms is not None and now_ms - received_at > self._answer_within_ms

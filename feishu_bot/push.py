@@ -45,6 +45,7 @@ def push_rows(
     text: str,
     max_chars: int,
     kind: str = "push",
+    reply_before: int | None = None,
 ) -> list[dict[str, Any]]:
     """Return the outbox rows of a message, for ``store.outbox.push``. The same source is sent once."""
     texts = fit_text(
@@ -63,6 +64,7 @@ def push_rows(
             "lane_key": lane,
             "account": account,
             "payload": part_payload(target, part),
+            "reply_before": reply_before,
         }
         for number, part in enumerate(texts)
     ]

@@ -72,7 +72,7 @@ class Worker:
         self._finished = finished
         self._expired = expired
         self._on_text = on_text
-        self._answer_within_ms = answer_within_ms
+        self.answer_within_ms = answer_within_ms
         self._report = report  # written with every renewal of the leases
         self._keep_texts = keep_texts
         self._erased_until = 0  # answers that were fetched, or not, before this instant hold no text
@@ -150,6 +150,11 @@ class Worker:
     @property
     def active(self) -> int:
         return len(self._active)
+
+    @property
+    def ready(self) -> int:
+        """How many lanes wait here for their turn."""
+        return len(self._ready)
 
     def problems(self) -> list[str]:
         """Return the loops of this worker that have died; there are none unless something is very wrong."""
@@ -271,7 +276,7 @@ class Worker:
         """End what is too old to answer, with one note per chat."""
         if not self._keep_texts:
             await self._erase()
-        age = self._answer_within_ms
+        age = self.answer_within_ms
         if age is None:
             return
         expire = partial(

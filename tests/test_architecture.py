@@ -24,13 +24,20 @@ APART, TOGETHER = False, True
 LAYERS: list[tuple[frozenset[str], bool]] = [
     (frozenset({"errors", "model"}), TOGETHER),
     (frozenset({"config", "log", "network"}), TOGETHER),
-    (frozenset({"access", "deadlines", "split", "texts", "windows"}), TOGETHER),  # plain rules, no I/O
+    (
+        frozenset({"access", "deadlines", "pace", "split", "texts", "turns", "windows"}),
+        TOGETHER,
+    ),  # plain rules, no I/O
     (frozenset({"store", "platforms", "ai", "hooks"}), APART),
-    (frozenset({"state", "commands", "plugins"}), APART),
+    (frozenset({"state", "commands", "orders", "plugins"}), APART),
     (frozenset({"groups", "indicator", "intake", "pipeline"}), TOGETHER),
-    (frozenset({"worker", "delivery", "closing", "schedule", "backups", "waiters", "gate", "metrics"}), TOGETHER),
+    (
+        frozenset({"worker", "delivery", "closing", "schedule", "backups", "waiters", "gate", "metrics"})
+        | {"alerts", "controls", "peers", "push"},
+        TOGETHER,
+    ),
     (frozenset({"web"}), TOGETHER),
-    (frozenset({"app", "cli", "reference", "__main__"}), TOGETHER),
+    (frozenset({"app", "cli", "operation", "reference", "reload", "supervisor", "__main__"}), TOGETHER),
     (frozenset({"testing"}), TOGETHER),  # ships with the product, is no part of the server
 ]
 

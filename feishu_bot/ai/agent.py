@@ -112,6 +112,7 @@ class Agent:
         prompt = settings.system_prompt
         self._system = (ChatMessage("system", prompt),) if prompt.strip() else ()
         self._system_tokens: dict[str, int] = {}  # by encoding
+        self._calls: dict[str, asyncio.Semaphore] = {}  # by model; who waits there is not timed yet
 
     def plan(
         self,
@@ -157,7 +158,8 @@ class Agent:
         tries = _Tries(self._settings.fallback_models, plan.model)
         calls: list[CallUsage] = []
         while True:
-            outcome = await self._call(plan, len(calls), on_text)
+            async with self._room_at(plan.model):
+                outcome = await self._call(plan, len(calls), on_text)
             calls.append(outcome.usage)
             failure = outcome.failure
             if failure is None:
@@ -252,6 +254,13 @@ class Agent:
         return min(MAX_WAIT_S, failure.after_s + _WAIT_S * jitter)
 
     # -------------------------------------------------------------------------------------------- calling
+
+    def _room_at(self, model: str) -> asyncio.Semaphore:
+        """Return where calls to a model wait while as many as are allowed are under way."""
+        found = self._calls.get(model)
+        if found is None:
+            found = self._calls[model] = asyncio.Semaphore(self._settings.max_calls)
+        return found
 
     async def _call(self, plan: CallPlan, call: int, on_text: Callable[[str], None] | None) -> _Outcome:
         pieces: list[str] = []

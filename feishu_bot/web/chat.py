@@ -20,8 +20,11 @@ from feishu_bot.web.visitors import HOW_TO_OPEN, local_user
 from feishu_bot.web.webhooks import read_body
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from feishu_bot.gate import Gate
     from feishu_bot.intake import Intake
+    from feishu_bot.store.controls import Pause
     from feishu_bot.store.store import Store
     from feishu_bot.waiters import Waiter, Waiters
 
@@ -55,13 +58,15 @@ class Chat:
         waiters: Waiters,
         gate: Gate,
         patience_s: float,
+        pause_of: Callable[[InboundMessage], Pause | None] = lambda _message: None,
     ) -> None:
         self._account = account
         self._store = store
         self._intake = intake
         self._waiters = waiters
         self._gate = gate
-        self._patience_s = patience_s + _GRACE_S
+        self._pause_of = pause_of
+        self.patience_s = patience_s
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer ``{message, conversation_id?, agent?, request_id?}`` with JSON, or with an event stream."""
@@ -82,10 +87,13 @@ class Chat:
         streaming = "text/event-stream" in request.headers.get("Accept", "")
         event_key = event_key_of(user, question.request_id)
         with self._waiters.expect(self._account, event_key) as waiter:
-            waiter.look_now = await self._record(question, event_key) is Recorded.REPEAT
+            result, pause = await self._record(question, event_key)
+            waiter.look_now = result is Recorded.REPEAT
             if streaming:
-                return await self._stream(request, question, event_key, waiter)
-            answer = await self._waiters.answer(self._account, event_key, waiter, self._patience_s)
+                return await self._stream(request, question, event_key, waiter, pause)
+            if pause is not None:
+                return json_response(_paused(question, pause), status=202)
+            answer = await self._waiters.answer(self._account, event_key, waiter, self.patience_s + _GRACE_S)
         return self._respond(question, answer)
 
     async def _understand(self, data: Any, user: str) -> Question | None:
@@ -117,7 +125,8 @@ class Chat:
             public_id = own.public_id
         return Question(user, text, request_id or str(uuid4()), conversation_id, public_id, agent)
 
-    async def _record(self, question: Question, event_key: str) -> Recorded:
+    async def _record(self, question: Question, event_key: str) -> tuple[Recorded, Pause | None]:
+        """Bring a question on disk; return also the pause that a new one runs into."""
         message = InboundMessage(
             account=self._account or "",
             event_key=event_key,
@@ -128,7 +137,7 @@ class Chat:
             agent=question.agent,
         )
         (result,) = await self._intake.record([message])
-        return result
+        return result, self._pause_of(message) if result is Recorded.NEW else None
 
     def _respond(self, question: Question, answer: Answer | None) -> web.Response:
         if answer is None:
@@ -141,15 +150,19 @@ class Chat:
     # ---------------------------------------------------------------------------------------- streaming
 
     async def _stream(
-        self, request: web.Request, question: Question, event_key: str, waiter: Waiter
+        self, request: web.Request, question: Question, event_key: str, waiter: Waiter, pause: Pause | None
     ) -> web.StreamResponse:
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-store"}
         )
         await response.prepare(request)
+        if pause is not None:
+            await _event(response, "done", _paused(question, pause))
+            return response
         pieces = asyncio.create_task(self._pieces(response, waiter))
         try:
-            answer = await self._waiters.answer(self._account or "", event_key, waiter, self._patience_s)
+            patience_s = self.patience_s + _GRACE_S
+            answer = await self._waiters.answer(self._account or "", event_key, waiter, patience_s)
             waiter.texts.put_nowait(None)
             await pieces
             if answer is None:
@@ -201,6 +214,16 @@ def _sentence(answer: Answer) -> str:
 
 async def _event(response: web.StreamResponse, name: str, data: dict[str, Any]) -> None:
     await response.write(b"event: " + name.encode() + b"\ndata: " + orjson.dumps(data) + b"\n\n")
+
+
+def _paused(question: Question, pause: Pause) -> dict[str, Any]:
+    """Return that a question is kept, and will be answered when an operator lets the bot go on."""
+    return {
+        "conversation_id": question.conversation_id,
+        "request_id": question.request_id,
+        "status": "paused",
+        "message": pause.say or "",
+    }
 
 
 def _body(answer: Answer) -> dict[str, Any]:

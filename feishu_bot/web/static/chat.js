@@ -1,8 +1,8 @@
 // The plain chat page: one conversation, streamed answers, texts in the browser's language.
 const zh = navigator.language.toLowerCase().startsWith("zh");
 const t = zh
-  ? { fresh: "新对话", send: "发送", label: "消息", failed: "发送失败，请重试。", tokens: "个 token" }
-  : { fresh: "New chat", send: "Send", label: "Message", failed: "Sending failed, please try again.", tokens: "tokens" };
+  ? { fresh: "新对话", send: "发送", label: "消息", failed: "发送失败，请重试。", paused: "已收到，稍后回答。", tokens: "个 token" }
+  : { fresh: "New chat", send: "Send", label: "Message", failed: "Sending failed, please try again.", paused: "Received; the answer comes later.", tokens: "tokens" };
 const $ = (id) => document.getElementById(id);
 document.documentElement.lang = zh ? "zh" : "en";
 $("new").textContent = t.fresh;
@@ -22,7 +22,7 @@ function show(role, text) {
 
 function finish(element, data) {
   conversation = data.conversation_id;  // null after /new: what is said next begins another
-  element.textContent = data.response ?? element.textContent;
+  element.textContent = data.response ?? (data.status === "paused" ? data.message || t.paused : element.textContent);
   const usage = document.createElement("span");
   usage.className = "usage";
   if (data.usage?.total_tokens) usage.textContent = `${data.usage.total_tokens} ${t.tokens} · ${data.usage.model}`;
