@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache as once
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Row, bindparam, case, delete, func, insert, select, update
+from sqlalchemy import Insert, Row, bindparam, case, delete, func, insert, select, update
 
 from feishu_bot.errors import LeaseLost
 from feishu_bot.model import CallUsage, End
@@ -15,6 +15,7 @@ from feishu_bot.store.bulk import execute_many
 from feishu_bot.store.engine import insert_ignore
 from feishu_bot.store.history import speaker_of
 from feishu_bot.store.inbox import ANY_OPEN, IS_OPEN, LEASE_MS, count_ends, ledger_of
+from feishu_bot.store.placing import COLUMNS, Conversation, Item, find_conversations
 from feishu_bot.store.repeats import committed_before
 from feishu_bot.store.schema import (
     ATTEMPTING,
@@ -37,46 +38,27 @@ if TYPE_CHECKING:
 
 AnyRow = Row[*tuple[Any, ...]]
 
-LOCK_LANES = (
-    select(
-        lanes.c.key,
-        lanes.c.lease_owner,
-        lanes.c.lease_token,
-        lanes.c.send_ready_at,
-        lanes.c.send_owner,
-        lanes.c.send_until,
-        lanes.c.send_token,
+_LANE = (
+    lanes.c.key,
+    lanes.c.lease_owner,
+    lanes.c.lease_token,
+    lanes.c.send_ready_at,
+    lanes.c.send_owner,
+    lanes.c.send_until,
+    lanes.c.send_token,
+)
+_THESE_LANES = lanes.c.key.in_(bindparam("keys", expanding=True))
+LOCK_LANES = select(*_LANE).where(_THESE_LANES).order_by(lanes.c.key).with_for_update()
+# Where one transaction writes at a time there is nothing to lock: lanes and their conversations in one look.
+_SEE_LANES = (
+    select(*_LANE, *COLUMNS)
+    .select_from(
+        lanes.outerjoin(
+            conversations,
+            (conversations.c.scope_key == lanes.c.key) & conversations.c.hidden_at.is_(None),
+        )
     )
-    .where(lanes.c.key.in_(bindparam("keys", expanding=True)))
-    .order_by(lanes.c.key)
-    .with_for_update()
-)
-_CONVERSATION = (
-    conversations.c.id,
-    conversations.c.public_id,
-    conversations.c.scope_key,
-    conversations.c.tenant_id,
-    conversations.c.last_seq,
-    conversations.c.version,
-    conversations.c.hidden_at,
-)
-_LOCK_BY_ID = (
-    select(*_CONVERSATION)
-    .where(conversations.c.id.in_(bindparam("ids", expanding=True)), conversations.c.hidden_at.is_(None))
-    .order_by(conversations.c.id)
-    .with_for_update()
-)
-_LOCK_BY_PUBLIC_ID = (
-    select(*_CONVERSATION)
-    .where(conversations.c.public_id.in_(bindparam("keys", expanding=True)))
-    .order_by(conversations.c.id)
-    .with_for_update()
-)
-_LOCK_BY_SCOPE = (
-    select(*_CONVERSATION)
-    .where(conversations.c.scope_key.in_(bindparam("keys", expanding=True)))
-    .order_by(conversations.c.id)
-    .with_for_update()
+    .where(_THESE_LANES)
 )
 _APPEND = (
     update(conversations)
@@ -139,21 +121,20 @@ _FREE_LANE = (
         send_token=bindparam("new_token"),
     )
 )
-_OUTBOX_IDS = select(outbox.c.id, outbox.c.source, outbox.c.kind, outbox.c.part).where(
+_PART = (outbox.c.id, outbox.c.source, outbox.c.kind, outbox.c.part)
+_PARTS = select(*_PART).where(
     outbox.c.source.in_(bindparam("sources", expanding=True)), outbox.c.state == ATTEMPTING
 )
 
 
-@dataclass(slots=True)
-class _Item:
-    """One outcome on its way through the commit."""
+@once
+def _insert_parts(kind: str) -> Insert:
+    return insert_ignore(kind, outbox, ("source", "kind", "part"))
 
-    outcome: Outcome
-    lane: AnyRow
-    end: End
-    conversation: AnyRow | None = None
-    new_rows: list[dict[str, Any]] | None = None
-    first_part: dict[str, Any] | None = None
+
+@once
+def _insert_parts_returning(kind: str) -> Insert:
+    return _insert_parts(kind).returning(*_PART)
 
 
 def commit(
@@ -164,10 +145,10 @@ def commit(
     An outcome whose lane has another owner by now is dropped with LeaseLost; the others are not touched by that.
     One that was committed before, unheard, is answered as it was then.
     """
-    items = _fence(tx, outcomes)
-    live = [item for item in items if isinstance(item, _Item)]
+    items, seen = _fence(tx, outcomes)
+    live = [item for item in items if isinstance(item, Item)]
     if live:
-        _find_conversations(tx, live)
+        find_conversations(tx, live, seen)
         _end(tx, live, shard)
         _change_conversations(tx, live, cache)
         ids = _store_messages(tx, live, cache, keep_turns)
@@ -177,7 +158,7 @@ def commit(
         ids, sending = {}, {}
     results: list[Committed | LeaseLost] = []
     for item in items:
-        if not isinstance(item, _Item):
+        if not isinstance(item, Item):
             results.append(item)
             continue
         inbox_id = item.outcome.work.inbox_id
@@ -199,96 +180,36 @@ def holds(row: AnyRow | None, lease: Lease) -> bool:
     return row is not None and row.lease_token == lease.token and row.lease_owner == lease.owner
 
 
-def _fence(tx: Transaction, outcomes: Sequence[Outcome]) -> list[_Item | Committed | LeaseLost]:
-    """Lock the lanes and say which outcomes still may be stored: whoever ends a message ends its lease with it."""
+def _fence(
+    tx: Transaction, outcomes: Sequence[Outcome]
+) -> tuple[list[Item | Committed | LeaseLost], dict[int, Conversation]]:
+    """Lock the lanes and say which outcomes still may be stored: whoever ends a message ends its lease with it.
+
+    Returns also the conversations that were seen with them.
+    """
     keys = sorted({o.work.lease.lane_key for o in outcomes})
-    locked = {r.key: r for r in tx.connection.execute(LOCK_LANES, {"keys": keys})}
+    statement = _SEE_LANES if tx.kind == "sqlite" else LOCK_LANES
+    rows = tx.connection.execute(statement, {"keys": keys}).all()
+    locked = {r.key: r for r in rows}
+    seen = {}
+    if tx.kind == "sqlite":
+        seen = {
+            r.id: Conversation(r.id, r.public_id, r.last_seq, r.version) for r in rows if r.id is not None
+        }
     held = [holds(locked.get(o.work.lease.lane_key), o.work.lease) for o in outcomes]
     done: Mapping[int, Committed] = {}
     if not all(held):
         done = committed_before(tx, [o for o, is_held in zip(outcomes, held, strict=True) if not is_held])
-    items: list[_Item | Committed | LeaseLost] = []
+    items: list[Item | Committed | LeaseLost] = []
     for outcome, is_held in zip(outcomes, held, strict=True):
         if is_held:
-            items.append(_Item(outcome, locked[outcome.work.lease.lane_key], outcome.end))
+            items.append(Item(outcome, locked[outcome.work.lease.lane_key], outcome.end))
         else:
             items.append(done.get(outcome.work.inbox_id) or LeaseLost("the lane has another owner"))
-    return items
+    return items, seen
 
 
-def _find_conversations(tx: Transaction, live: list[_Item]) -> None:
-    """Lock the conversations, make those that are needed and missing; note those that were deleted."""
-    known = {i.outcome.work.conversation.id for i in live if i.outcome.work.conversation is not None}
-    rows = {}
-    if known:
-        rows = {r.id: r for r in tx.connection.execute(_LOCK_BY_ID, {"ids": sorted(known)})}
-    to_make: list[_Item] = []
-    for item in live:
-        state = item.outcome.work.conversation
-        if state is not None:
-            item.conversation = rows.get(state.id)
-            if item.conversation is None:
-                item.end = End.IGNORED  # deleted while the answer was made: store and send nothing
-        elif item.outcome.messages and item.outcome.conversation is not None:
-            to_make.append(item)
-    if to_make:
-        _make_conversations(tx, to_make)
-
-
-def _make_conversations(tx: Transaction, items: list[_Item]) -> None:
-    """Make what is missing. A conversation that a door named and that is hidden was deleted, not new."""
-    named = {i.outcome.work.message.conversation: i for i in items if i.outcome.work.message.conversation}
-    if named:
-        for row in tx.connection.execute(_LOCK_BY_PUBLIC_ID, {"keys": sorted(named)}):
-            item = named[row.public_id]
-            if row.hidden_at is not None:
-                item.end = End.IGNORED
-            else:
-                item.conversation = row
-        items = [i for i in items if i.conversation is None and i.end is not End.IGNORED]
-    if items:
-        _insert_conversations(tx, items)
-
-
-def _insert_conversations(tx: Transaction, items: list[_Item]) -> None:
-    now = datetime.fromtimestamp(tx.now_ms / 1000, UTC)
-    rows: list[dict[str, Any]] = []
-    for item in items:
-        new = item.outcome.conversation
-        assert new is not None  # noqa: S101  # the caller chose these items by it
-        rows.append(
-            {
-                "public_id": new.public_id,
-                "scope_key": new.scope_key,
-                "tenant_id": item.outcome.work.tenant_id,
-                "user_key": new.user_key,
-                "platform": new.platform,
-                "chat_id": new.chat_id,
-                "user_id": new.user_id,
-                "agent": new.agent,
-                "title": new.title,
-                "total_tokens": 0,
-                "message_count": 0,
-                "last_seq": 0,
-                "version": 0,
-                "created_at": now,
-                "last_activity": now,
-            }
-        )
-    # A library in another process may make the same scope's conversation at the same moment: one row wins.
-    rows.sort(key=lambda r: (r["scope_key"], r["tenant_id"]))
-    execute_many(tx, insert_ignore(tx.kind, conversations, ("scope_key", "tenant_id")), rows)
-    made = {
-        (r.tenant_id, r.scope_key): r
-        for r in tx.connection.execute(_LOCK_BY_SCOPE, {"keys": sorted({r["scope_key"] for r in rows})})
-    }
-    for item in items:
-        new = item.outcome.conversation
-        if new is not None:
-            item.conversation = made.get((item.outcome.work.tenant_id, new.scope_key))
-
-
-def _change_conversations(tx: Transaction, live: list[_Item], cache: HistoryCache) -> None:
+def _change_conversations(tx: Transaction, live: list[Item], cache: HistoryCache) -> None:
     """Do what commands ask: few, so one statement each."""
     for item in live:
         change, conversation = item.outcome.change, item.conversation
@@ -305,7 +226,7 @@ def _change_conversations(tx: Transaction, live: list[_Item], cache: HistoryCach
 
 
 def _store_messages(
-    tx: Transaction, live: list[_Item], cache: HistoryCache, keep_turns: int
+    tx: Transaction, live: list[Item], cache: HistoryCache, keep_turns: int
 ) -> dict[int, list[int]]:
     """Insert the messages with their numbers, and carry the counters; return the new ids by inbox id."""
     now = datetime.fromtimestamp(tx.now_ms / 1000, UTC)
@@ -336,15 +257,16 @@ def _store_messages(
             for n, m in enumerate(new, start=1)
         ]
         rows += item.new_rows
-        updates.append(
-            {
-                "cid": conversation.id,
-                "added": len(new),
-                "tokens": sum(m.tokens for m in new),
-                "now": now,
-                "new_title": item.outcome.conversation.title if item.outcome.conversation else None,
-            }
-        )
+        if not item.made:
+            updates.append(
+                {
+                    "cid": conversation.id,
+                    "added": len(new),
+                    "tokens": sum(m.tokens for m in new),
+                    "now": now,
+                    "new_title": item.outcome.conversation.title if item.outcome.conversation else None,
+                }
+            )
         tail = [
             HistoryRow(
                 r["role"],
@@ -366,14 +288,14 @@ def _store_messages(
     return _message_ids(tx, live)
 
 
-def _carry(cache: HistoryCache, conversation: AnyRow, tail: list[HistoryRow], *, turns: int) -> None:
+def _carry(cache: HistoryCache, conversation: Conversation, tail: list[HistoryRow], *, turns: int) -> None:
     if conversation.last_seq == 0:
         cache.put(conversation.id, conversation.version + 1, tail)
     else:
         cache.append(conversation.id, conversation.version, conversation.version + 1, tail, turns=turns)
 
 
-def _already_saved(tx: Transaction, live: list[_Item]) -> set[tuple[int, str | None]]:
+def _already_saved(tx: Transaction, live: list[Item]) -> set[tuple[int, str | None]]:
     """Return what an earlier end of a retried message has stored; asked only where that can be."""
     retried = [i for i in live if i.outcome.work.retried and i.conversation is not None]
     keys = [m.save_key for i in retried for m in i.outcome.messages if m.save_key]
@@ -385,7 +307,7 @@ def _already_saved(tx: Transaction, live: list[_Item]) -> set[tuple[int, str | N
     }
 
 
-def _message_ids(tx: Transaction, live: list[_Item]) -> dict[int, list[int]]:
+def _message_ids(tx: Transaction, live: list[Item]) -> dict[int, list[int]]:
     """Return the ids of the messages just stored, for those who asked through a page (they show them)."""
     asked = [
         i for i in live if i.new_rows and i.conversation is not None and i.outcome.work.message.conversation
@@ -402,7 +324,7 @@ def _message_ids(tx: Transaction, live: list[_Item]) -> dict[int, list[int]]:
     return {inbox_id: sorted(ids) for inbox_id, ids in found.items()}
 
 
-def _settle(tx: Transaction, live: list[_Item]) -> None:
+def _settle(tx: Transaction, live: list[Item]) -> None:
     calls: dict[tuple[int, int, int], CallUsage] = {}
     for item in live:
         work = item.outcome.work
@@ -415,7 +337,7 @@ def _settle(tx: Transaction, live: list[_Item]) -> None:
     budgets.settle(tx, [i.outcome.work.inbox_id for i in live], calls, conversation_ids)
 
 
-def _end(tx: Transaction, live: list[_Item], shard: int) -> None:
+def _end(tx: Transaction, live: list[Item], shard: int) -> None:
     ended: dict[tuple[str, str], int] = {}
     rows = []
     for item in live:
@@ -440,7 +362,7 @@ def _end(tx: Transaction, live: list[_Item], shard: int) -> None:
     count_ends(tx, ended, shard=shard)
 
 
-def _hand_out(tx: Transaction, live: list[_Item]) -> dict[int, PartToSend]:
+def _hand_out(tx: Transaction, live: list[Item]) -> dict[int, PartToSend]:
     """Write the parts, free the lanes, and take the sending of a lane that nobody sends for."""
     rows: list[dict[str, Any]] = []
     frees: list[dict[str, Any]] = []
@@ -472,13 +394,23 @@ def _hand_out(tx: Transaction, live: list[_Item]) -> dict[int, PartToSend]:
                 "new_token": token,
             }
         )
-    if rows:
-        execute_many(tx, insert_ignore(tx.kind, outbox, ("source", "kind", "part")), rows)
+    stored = _store_parts(tx, live, rows)
     execute_many(tx, _FREE_LANE, frees)
-    return _parts_to_send(tx, live)
+    return _parts_to_send(tx, live, stored)
 
 
-def _part_row(tx: Transaction, item: _Item, part: NewPart) -> dict[str, Any]:
+def _store_parts(tx: Transaction, live: list[Item], rows: list[dict[str, Any]]) -> Sequence[AnyRow]:
+    """Insert the parts; return those that are handed out, and perhaps others."""
+    if not any(item.first_part for item in live):
+        execute_many(tx, _insert_parts(tx.kind), rows)
+        return ()
+    if tx.kind != "mariadb":
+        return tx.connection.execute(_insert_parts_returning(tx.kind), rows).all()
+    execute_many(tx, _insert_parts(tx.kind), rows)
+    return tx.connection.execute(_PARTS, {"sources": sorted({row["source"] for row in rows})}).all()
+
+
+def _part_row(tx: Transaction, item: Item, part: NewPart) -> dict[str, Any]:
     work = item.outcome.work
     return {
         "source": part.source or f"in:{work.inbox_id}",
@@ -499,15 +431,12 @@ def _part_row(tx: Transaction, item: _Item, part: NewPart) -> dict[str, Any]:
     }
 
 
-def _parts_to_send(tx: Transaction, live: list[_Item]) -> dict[int, PartToSend]:
+def _parts_to_send(tx: Transaction, live: list[Item], stored: Sequence[AnyRow]) -> dict[int, PartToSend]:
     firsts = {
         (i.first_part["source"], i.first_part["kind"], i.first_part["part"]): i for i in live if i.first_part
     }
-    if not firsts:
-        return {}
-    sources = sorted({source for source, _, _ in firsts})
     sending: dict[int, PartToSend] = {}
-    for row in tx.connection.execute(_OUTBOX_IDS, {"sources": sources}):
+    for row in stored:
         item = firsts.get((row.source, row.kind, row.part))
         if item is None or item.first_part is None:
             continue

@@ -48,8 +48,7 @@ _IN_CONVERSATION = (
     .order_by(_m.id)
     .limit(bindparam("most"))
 )
-_NEWEST_ID = "SELECT max(id) FROM messages"
-_ADD_MANY = f"INSERT INTO {SEARCH_TABLE} (rowid, terms) VALUES (?, ?)"
+_ADD_NEWEST = f"INSERT INTO {SEARCH_TABLE} (rowid, terms) VALUES ((SELECT max(id) FROM messages) - ?, ?)"
 _NOT_INDEXED = (
     select(_m.id, _m.content)
     .where(_m.search_terms.is_(None), _m.id > bindparam("after"))
@@ -78,9 +77,9 @@ def index_inserted(connection: Connection, kind: str, contents: Sequence[str]) -
     if kind != "sqlite" or not contents:
         return
     # Past SQLAlchemy, as everything on a message's way.
-    first = connection.exec_driver_sql(_NEWEST_ID).scalar_one() - len(contents) + 1
+    last = len(contents) - 1
     connection.exec_driver_sql(
-        _ADD_MANY, [(n, " ".join(terms(content))) for n, content in enumerate(contents, first)]
+        _ADD_NEWEST, [(last - n, " ".join(terms(content))) for n, content in enumerate(contents)]
     )
 
 
