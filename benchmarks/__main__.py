@@ -9,7 +9,7 @@ import sys
 
 from benchmarks.processes import ROOT
 
-FIGURES = ("durable_echo", "library")
+FIGURES = ("durable_echo", "server", "library")
 
 
 def main() -> None:

@@ -11,11 +11,25 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.load import write_requests
-from benchmarks.processes import ROOT, cpu_seconds, free_port, get_json, process, run_load
+from benchmarks.processes import (
+    ROOT,
+    cpu_seconds,
+    free_port,
+    get_json,
+    process,
+    run_load,
+    wait_until_ready,
+)
 from feishu_bot.testing.feishu import sign_and_encrypt, text_event
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator
 
 FLOOR, GOAL = 0.05, 0.1
 USERS = 400
@@ -53,10 +67,11 @@ def make_bodies(count: int, salt: str) -> list[tuple[dict[str, str], bytes]]:
     return bodies
 
 
-def durable_rate(
-    folder: Path, file: Path, count: int, db_url: str, *, profile: Path | None
-) -> dict[str, float]:
-    """Return messages per second from the first request to the last accepted reply."""
+@contextmanager
+def echo_server(
+    folder: Path, db_url: str, *, profile: Path | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], int, int]]:
+    """Run a fake platform and the server that answers there; yield the server, its port and the platform's."""
     port, platform = free_port(), free_port()
     config = folder / "config.yaml"
     config.write_text(
@@ -68,16 +83,28 @@ def durable_rate(
     if profile is not None:
         run = ["-m", "cProfile", "-o", str(profile), *run]
     with process(fake, platform, folder / "fake.log"), process(run, port, folder / "server.log") as server:
-        while get_json(f"http://127.0.0.1:{port}/readyz").get("status") == "unavailable":
-            time.sleep(0.05)
+        wait_until_ready(port)
+        yield server, port, platform
+
+
+def wait_until_answered(platform: int, count: int) -> None:
+    """Wait until the platform has accepted so many replies."""
+    deadline = time.monotonic() + 120
+    while get_json(f"http://127.0.0.1:{platform}/_visible")["accepted"] < count:
+        if time.monotonic() > deadline:
+            raise RuntimeError("not everything was answered within 120 s")
+        time.sleep(0.01)
+
+
+def durable_rate(
+    folder: Path, file: Path, count: int, db_url: str, *, profile: Path | None
+) -> dict[str, float]:
+    """Return messages per second from the first request to the last accepted reply."""
+    with echo_server(folder, db_url, profile=profile) as (server, port, platform):
         used = cpu_seconds(server)
         start = time.perf_counter()
         sent = run_load(file, port)
-        deadline = time.monotonic() + 120
-        while get_json(f"http://127.0.0.1:{platform}/_visible")["accepted"] < count:
-            if time.monotonic() > deadline:
-                raise RuntimeError("not everything was answered within 120 s")
-            time.sleep(0.01)
+        wait_until_answered(platform, count)
         seconds = time.perf_counter() - start
         used = cpu_seconds(server) - used
     return {

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.verdict import verdict
 from feishu_bot.ai.conversation_store import PersistentConversationManager
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def ours(manager: PersistentConversationManager, conversation_id: int) -> Callab
     return turn
 
 
-def seconds_each(turn: Callable[[], None], turns: int) -> float:
+def seconds_each(turn: Callable[[], object], turns: int) -> float:
     """Return the mean time of a turn in seconds."""
     start = time.perf_counter()
     for _ in range(turns):
@@ -90,10 +91,6 @@ def _fill(manager: PersistentConversationManager, conversation_id: int, count: i
             sys.stderr.write(f"\r  {done} of {count} messages")
     if sys.stderr.isatty():
         sys.stderr.write("\r\033[K")
-
-
-def _verdict(value: float, floor: float, goal: float) -> str:
-    return "goal reached" if value <= goal else "floor reached" if value <= floor else "ABOVE THE FLOOR"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -118,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
                 f"  library {statistics.median(r[0] for r in rows) * 1000:.2f} ms, plain sqlite3 "
                 f"{statistics.median(r[1] for r in rows) * 1000:.2f} ms a turn\n"
                 f"library turn / plain sqlite3: {ratio:.2f} (floor {FLOOR}, goal {GOAL}; spread "
-                f"{min(ratios):.2f}–{max(ratios):.2f}): {_verdict(ratio, FLOOR, GOAL)}\n"
+                f"{min(ratios):.2f}–{max(ratios):.2f}): {verdict(ratio, FLOOR, GOAL)}\n"
             )
             _fill(manager, long, LONG)
             long_turn = ours(manager, long)
@@ -128,14 +125,14 @@ def main(argv: list[str] | None = None) -> None:
             grown = statistics.median(pairs)
             sys.stdout.write(
                 f"turn with {LONG} messages in the conversation / in a short one: {grown:.2f} (floor {LONG_FLOOR}, "
-                f"goal {LONG_GOAL}): {_verdict(grown, LONG_FLOOR, LONG_GOAL)}\n"
+                f"goal {LONG_GOAL}): {verdict(grown, LONG_FLOOR, LONG_GOAL)}\n"
             )
-            history = seconds_each(lambda: manager.load_history(long, max_turns=10) and None, TURNS) * 1000
+            history = seconds_each(lambda: manager.load_history(long, max_turns=10), TURNS) * 1000
             sys.stdout.write(
                 f"20 messages of history from the database: {history:.2f} ms (floor 10, goal 2): "
-                f"{_verdict(history, 10, 2)}\n"
+                f"{verdict(history, 10, 2)}\n"
             )
-            statistics_ms = seconds_each(lambda: manager.get_stats() and None, 20) * 1000
+            statistics_ms = seconds_each(lambda: manager.get_stats(), 20) * 1000
             sys.stdout.write(f"get_stats() with {LONG} messages: {statistics_ms:.2f} ms\n")
 
 

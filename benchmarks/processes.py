@@ -61,6 +61,15 @@ def _wait(port: int, child: subprocess.Popen[bytes], log: Path) -> None:
     raise RuntimeError(f"did not start: {log.read_text(errors='replace')[-2000:]}")
 
 
+def wait_until_ready(port: int) -> None:
+    """Wait until a server serves, which is more than listening: its database is open."""
+    deadline = time.monotonic() + START_S
+    while get_json(f"http://127.0.0.1:{port}/readyz").get("status") == "unavailable":
+        if time.monotonic() > deadline:
+            raise RuntimeError("listens, but does not become ready")
+        time.sleep(0.01)
+
+
 def cpu_seconds(child: subprocess.Popen[bytes]) -> float:
     """Return the processor time a process has used; 0.0 where the system does not tell (no /proc)."""
     try:
@@ -68,6 +77,18 @@ def cpu_seconds(child: subprocess.Popen[bytes]) -> float:
     except OSError:
         return 0.0
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_mb(child: subprocess.Popen[bytes]) -> float:
+    """Return the memory that a process holds; 0.0 where the system does not tell (no /proc)."""
+    try:
+        status = Path(f"/proc/{child.pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return 0.0
+    for line in status.splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
 
 
 def get_json(url: str) -> Any:
