@@ -150,17 +150,12 @@ class Pipeline:
         if message.kind == "event":
             return Planned(Decision("event" if attempt <= MAX_ATTEMPTS else "ignore", message, "event"))
         if message.addressed is None:
-            platform = self._platforms.get(message.account)
-            judged = platform.judge(message) if platform is not None else replace(message, addressed=True)
+            judged = self._judge(message)
             if judged is None and not self._too_old(received_at, now_ms):
                 return Planned(wait_ms=now_ms + _LOOK_AGAIN_MS)
             message = judged or replace(message, addressed=False)
-            if message.addressed is None:
-                message = replace(message, addressed=message.quotes_bot)
             if not message.addressed and self._chat.require_at_in_groups:
                 return Planned(Decision("ignore", message, "not addressed"))
-            if message.tokens is None and message.text:  # counted before the platform cut a mention out
-                message = replace(message, tokens=count_tokens(message.text, self._settings.ai.model))
         decision = self._decide(message, attempt, received_at, now_ms)
         if self._is_held(decision):
             return Planned(wait_ms=now_ms + _LOOK_AGAIN_MS)
@@ -174,6 +169,20 @@ class Pipeline:
             replace(decision, call=call),
             PlannedCall(call.model, call.prompt_tokens, call.reserve_tokens, self._charges(message, now_ms)),
         )
+
+    def _judge(self, message: InboundMessage) -> InboundMessage | None:
+        """Return the message as its platform judges it; None while the bot's own id is unknown."""
+        platform = self._platforms.get(message.account)
+        judged = platform.judge(message) if platform is not None else replace(message, addressed=True)
+        if judged is None:
+            return None
+        if judged.addressed is None:
+            judged = replace(judged, addressed=judged.quotes_bot)
+        if (
+            judged.addressed and judged.tokens is None and judged.text
+        ):  # it was counted with the mention in it
+            judged = replace(judged, tokens=count_tokens(judged.text, self._settings.ai.model))
+        return judged
 
     def _is_held(self, decision: Decision) -> bool:
         """Say whether an operator wants this to wait; his own orders never do."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import sys
+from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,29 +26,48 @@ if TYPE_CHECKING:
 @config_option
 @click.option("--host", help="The address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), help="The port to listen on; 0 takes any free one.")
-def run(config_file: str | None = None, host: str | None = None, port: int | None = None) -> None:
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes that share the port.")
+def run(
+    config_file: str | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    workers: int | None = None,
+) -> None:
     """Run the server until SIGTERM or Ctrl-C."""
     # A message makes thousands of short-lived objects and hardly a cycle: collecting every 700 of them, as Python
     # does by default, took an eighth of the processor's time.
     gc.set_threshold(20_000, 50, 100)
-    loaded = load_config(config_file, {"server.host": host, "server.port": port})
+    overrides = {"server.host": host, "server.port": port, "server.workers": workers}
+    reread = partial(load_config, config_file, overrides)
+    loaded = reread()
     logging = log.configure(loaded.settings.logging, secrets=loaded.secret_values())
     try:
         for warning in loaded.warnings:
             getLogger(__name__).warning("configuration", extra={"warning": warning})
         # What follows takes most of the start's time; --help and check need none of it.
-        from feishu_bot.app import App  # noqa: PLC0415  # see above
+        if loaded.settings.server.workers > 1:
+            from feishu_bot.supervisor import Supervisor  # noqa: PLC0415  # see above
 
-        asyncio.run(App(loaded.settings).run(ready=_say_where))
+            if not hasattr(os, "fork"):
+                raise click.UsageError("server.workers: this system cannot fork; run 1, or several servers")
+            Supervisor(loaded, reread=reread, errors=logging.errors, ready=_say_url).run()
+            return
+        from feishu_bot.app import App  # noqa: PLC0415  # see above
+        from feishu_bot.operation import Process  # noqa: PLC0415  # see above
+
+        process = Process(reread=reread, errors=logging.errors)
+        asyncio.run(App(loaded.settings, process).run(ready=_say_where))
     finally:
         logging.close()
 
 
 def _say_where(app: App) -> None:
-    if app.settings.platforms and sys.stderr.isatty():
-        click.echo(
-            f"\n  Open http://{app.settings.server.host}:{app.port}/ and say hello. Ctrl-C stops.\n", err=True
-        )
+    _say_url(f"http://{app.settings.server.host}:{app.port}/")
+
+
+def _say_url(url: str) -> None:
+    if sys.stderr.isatty():
+        click.echo(f"\n  Open {url} and say hello. Ctrl-C stops.\n", err=True)
 
 
 @click.command()
