@@ -113,6 +113,7 @@ class App:
             keep_texts=persistence.enabled,
             reached=step,
         )
+        self.pipeline.dropped = self.worker.drop
         windows = any(platform.has_reply_window for platform in self.platforms.values())
         self.closing = Closing(self.store, self.pipeline, self.delivery, needed=windows)
         self.intake = Intake(

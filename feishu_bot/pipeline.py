@@ -112,6 +112,8 @@ class Pipeline:
         self._windows: dict[Window, tuple[int, int | None]] = {}
         self._commands = CommandTable(self._chat.command_prefix, self._chat.language, [])
         self.indicator = Indicator()
+        # Told of a message (lane, inbox id) that was recalled or edited before it had ended.
+        self.dropped: Callable[[str, int], None] = lambda _lane, _inbox_id: None
         self.history_turns = settings.ai.conversation_persistence.max_history_turns if self._keeps else 0
 
     def configure(self, settings: BotSettings, agent: Agent) -> None:
@@ -283,9 +285,11 @@ class Pipeline:
         """Do to the record what was done to an earlier message on the platform."""
         shard = self._store.shard
         amended = await self._store.run(lambda tx: amend(tx, event, shard=shard))
+        if amended.lane_key is not None and amended.inbox_id is not None:
+            self.dropped(amended.lane_key, amended.inbox_id)
         log.info(
             "message amended",
-            extra={"change": event.change, "messages": amended.messages, "lane": amended.lane_key},
+            extra={"change": event.change, "messages": amended.messages, "amended": amended.inbox_id},
         )
 
     async def _command(self, work: Work, decision: Decision) -> Outcome:

@@ -122,6 +122,13 @@ class Worker:
         elif self._ready.add(lane_key):
             self._wake.set()
 
+    def drop(self, lane_key: str, inbox_id: int) -> None:
+        """Stop working on a message whose answer nobody wants any more; what comes behind it does not wait."""
+        task = self._active.get(lane_key)
+        if task is not None and task.get_name() == _task_name(inbox_id):
+            self._again.add(lane_key)
+            task.cancel()
+
     def poll_now(self) -> None:
         """Ask the database at once what is to be done: another process has something to give away."""
         self._look.set()
@@ -197,7 +204,7 @@ class Worker:
         for lane, result in zip(lanes, results, strict=True):
             if isinstance(result, Work):
                 self._reached("begun")
-                self._active[lane] = asyncio.create_task(self._run(result))
+                self._active[lane] = asyncio.create_task(self._run(result), name=_task_name(result.inbox_id))
                 continue
             self._ready.done((lane,))
             # Busy with us: what came while its message was being begun is next.
@@ -360,3 +367,7 @@ class Worker:
             await self._store.run(lambda tx: leases.give_back(tx, work.lease, tx.now_ms + pause_ms))
         except StoreUnavailable:
             log.debug("lease left to end by itself", extra={"inbox": work.inbox_id})
+
+
+def _task_name(inbox_id: int) -> str:
+    return f"in-{inbox_id}"

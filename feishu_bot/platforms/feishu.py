@@ -535,10 +535,10 @@ def _pressed(action: dict[str, Any], token: str) -> dict[str, Any]:
     found: dict[str, Any] = {"token": token} if token else {}
     room = _MAX_PRESSED
     for name, value in action.items():
-        room -= len(orjson.dumps(value)) + len(name)
-        if room < 0:
-            break
-        found[name] = value
+        size = len(orjson.dumps(value)) + len(name)
+        if size <= room:
+            found[name] = value
+            room -= size
     return found
 
 

@@ -83,10 +83,11 @@ _END_LEASE = (
 
 @dataclass(frozen=True, slots=True)
 class Amended:
-    """What a change has done: stored messages changed, and the lane of a message that was still open."""
+    """What a change has done: stored messages changed, and lane and id of a message that was still open."""
 
     messages: int
-    lane_key: str | None
+    lane_key: str | None = None
+    inbox_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ def amend(tx: Transaction, event: InboundMessage, *, shard: int = 0) -> Amended:
     is yet to come (the platform repeats what it could not deliver) will not be answered either.
     """
     if event.change is None or event.message_id is None:
-        return Amended(0, None)
+        return Amended(0)
     key = {"in_account": event.account, "key": event.target_key}
     arrived = tx.connection.execute(_ARRIVED, key).first() if event.target_key else None
     if arrived is None and event.target_key and event.change == RECALLED:
@@ -119,16 +120,16 @@ def amend(tx: Transaction, event: InboundMessage, *, shard: int = 0) -> Amended:
     lock_lanes(tx, *keys)
     # Behind the locks, as its answer may have been stored while we waited for them.
     still_open = tx.connection.execute(_STILL_OPEN, key).first() if event.target_key else None
-    lane_key = None
     if still_open is not None:
-        lane_key = still_open.lane_key
         (_end if event.change == RECALLED else _ask_anew)(tx, still_open, event, shard)
     stored = _stored(tx, event)
     if event.change == RECALLED:
         _recall(tx, stored)
     else:
         _edit(tx, stored, event)
-    return Amended(len(stored), lane_key)
+    if still_open is None:
+        return Amended(len(stored))
+    return Amended(len(stored), still_open.lane_key, still_open.id)
 
 
 def _stored(tx: Transaction, event: InboundMessage) -> list[_Stored]:

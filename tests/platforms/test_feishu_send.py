@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from contextlib import asynccontextmanager
@@ -609,3 +610,29 @@ def test_a_file_of_certificates_that_is_missing_is_a_mistake_in_the_configuratio
     chosen = FeishuSettings(type="feishu", app_id="a", app_secret="s", encrypt_key="k")
     with pytest.raises(ConfigError):
         Feishu("feishu", chosen, PlatformContext(network=network))
+
+
+# -------------------------------------------------------------------------------------------------- typing
+
+
+async def test_a_reaction_shows_on_the_question_that_an_answer_is_being_made_until_it_is_taken_back(
+    fake, platform
+):
+    shown = await platform.show_typing(GROUP)
+    assert list(fake.shown.values()) == [("om_question", "Typing")]
+    await platform.hide_typing(GROUP, shown)
+    assert fake.shown == {}
+
+
+async def test_without_a_question_nothing_is_shown(fake, platform):
+    assert await platform.show_typing(replace(GROUP, reply_to=None)) is None
+    assert fake.requests == type(fake.requests)()
+
+
+@pytest.mark.parametrize(("code", "calls"), [(231002, 1), (99991672, 1), (231003, 2), (231015, 2)])
+async def test_an_app_without_the_permission_is_asked_to_react_only_once(fake, platform, code, calls):
+    fake.fail(Failure(status=400, code=code), times=5, on="reactions")
+    for _ in range(2):
+        with contextlib.suppress(DeliveryError):
+            assert await platform.show_typing(GROUP) is None
+    assert sum(path.endswith("/reactions") for _, path in fake.requests) == calls
