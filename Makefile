@@ -17,10 +17,10 @@ export CONFIG
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench lock clean environment environment-dev
+.PHONY: help run test check format bench bench-scale lock clean environment environment-dev
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  make %-11s %s\n", $$1, $$2 }'
 
 run: environment ## start the server with config.yaml (CONFIG=..., ARGS=...)
 	@exec $(BIN) bot.py run --config "$$CONFIG" $(ARGS)
@@ -41,6 +41,9 @@ format: environment-dev ## format the code and correct what the linter can
 
 bench: environment-dev ## measure the figures (ARGS=...)
 	@exec $(BIN) -m benchmarks $(ARGS)
+
+bench-scale: environment-dev ## the same with 10 million messages, made once under data/bench (ARGS=...)
+	@exec $(BIN) -m benchmarks.scale $(ARGS)
 
 # Names, versions and hashes only: an address or a path of the machine that ran this has no place in them.
 COMPILE = CUSTOM_COMPILE_COMMAND='make lock' $(BIN) -m piptools compile --quiet \

@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
                 f"20 messages of history from the database: {history:.2f} ms (floor 10, goal 2): "
                 f"{verdict(history, 10, 2)}\n"
             )
-            statistics_ms = seconds_each(lambda: manager.get_stats(), 20) * 1000
+            statistics_ms = seconds_each(manager.get_stats, 20) * 1000
             sys.stdout.write(f"get_stats() with {LONG} messages: {statistics_ms:.2f} ms\n")
 
 
