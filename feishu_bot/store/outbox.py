@@ -157,10 +157,11 @@ def _first_parts(tx: Transaction, steps: Sequence[SendStep]) -> dict[tuple[str, 
     """Record the results; return the oldest unsent part of each (lane, token) that holds its lane."""
     reporting = [s for s in steps if s.result is not None]
     asking = [s for s in steps if s.result is None]
+    held: Sequence[Any] = ()
     if tx.kind != "sqlite":
-        tx.connection.execute(_LOCK, {"keys": sorted({s.lease.lane_key for s in steps})}).all()
+        held = tx.connection.execute(_LOCK, {"keys": sorted({s.lease.lane_key for s in steps})}).all()
     _record(tx, reporting)
-    firsts = _go_on(tx, reporting) if reporting else {}
+    firsts = _go_on(tx, reporting, {(r.key, r.send_token) for r in held}) if reporting else {}
     if asking:
         leases = sorted({s.lease.lane_key: s.lease.token for s in reversed(asking)}.items())
         keys = [lane for lane, _ in leases]
@@ -170,7 +171,9 @@ def _first_parts(tx: Transaction, steps: Sequence[SendStep]) -> dict[tuple[str, 
     return firsts
 
 
-def _go_on(tx: Transaction, reporting: Sequence[SendStep]) -> dict[tuple[str, str], int | None]:
+def _go_on(
+    tx: Transaction, reporting: Sequence[SendStep], held_before: set[tuple[str, str]]
+) -> dict[tuple[str, str], int | None]:
     """Keep the lanes that have more to send and are still held, let go of the others."""
     leases = sorted({(s.lease.lane_key, s.lease.token) for s in reporting})
     keys = sorted({lane for lane, _ in leases})
@@ -179,12 +182,11 @@ def _go_on(tx: Transaction, reporting: Sequence[SendStep]) -> dict[tuple[str, st
     if tx.kind != "mariadb":
         held = {r.key: r.first for r in tx.connection.execute(_GO_ON_RETURNING, parameters)}
     else:
-        now = {(r.key, r.send_token) for r in tx.connection.execute(_LOCK, {"keys": keys})}
         tx.connection.execute(_GO_ON, parameters)
         held = {
             r.key: r.first
             for r in tx.connection.execute(_FIRSTS, {"keys": keys})
-            if (r.key, tokens[r.key]) in now
+            if (r.key, tokens[r.key]) in held_before
         }
     return {(lane, tokens[lane]): first for lane, first in held.items()}
 

@@ -249,11 +249,13 @@ outbox = _table(
     UniqueConstraint("source", "kind", "part"),
     Index(
         "ix_outbox_unsent_lane",
-        "state",  # first, so that MariaDB, which indexes all rows, counts what is unsent without the rest
         "lane_key",
+        "state",
         "id",
         **_only("state IN ('pending', 'attempting')"),
     ),
+    # MariaDB's index above holds all rows: there, what is unsent is counted by this one.
+    Index("ix_outbox_unsent_age", "state", "created_at").ddl_if(dialect="mysql"),
     Index(None, "sent_id", **_only("sent_id IS NOT NULL")),
     Index(None, "ended_at", **_only("ended_at IS NOT NULL")),
     sqlite_autoincrement=True,
