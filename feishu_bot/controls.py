@@ -112,7 +112,7 @@ class Controls:
         before, self._orders = self._orders, found
         if found.pauses != before.pauses:
             self._said.clear()
-            log.warning("pauses changed", extra={"pauses": [pause.target for pause in found.pauses]})
+            log.info("pauses changed", extra={"pauses": ", ".join(p.target for p in found.pauses) or "none"})
             self._worker.look_now()
         await self._drain(found.drains_process(self._store.owner, self._started_at))
         if found.reload_at > self._reload_seen:
@@ -124,7 +124,7 @@ class Controls:
         if not draining and not self._draining:
             return
         if draining != self._draining:
-            log.warning("draining" if draining else "serving again")
+            log.info("draining" if draining else "serving again")
         self._draining = self._gate.draining = draining
         others = await self._store.read(orders.read_servers) if draining else []
         # Where nobody else goes on, what waits is finished here.

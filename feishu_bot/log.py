@@ -187,7 +187,7 @@ class JsonFormatter(_Formatter):
 
 
 class RecentErrors(logging.Handler):
-    """Remembers the last few warnings and errors: instant, event and reason, with nothing in them that is secret."""
+    """Remembers the last few errors, and warnings that give a reason, with nothing in them that is secret."""
 
     def __init__(self, secrets: SecretFilter, *, most: int = RECENT) -> None:
         super().__init__(logging.WARNING)
@@ -199,6 +199,8 @@ class RecentErrors(logging.Handler):
         reason = getattr(record, "reason", None)
         if reason is None and record.exc_info and record.exc_info[0] is not None:
             reason = record.exc_info[0].__name__
+        if reason is None and record.levelno < logging.ERROR:
+            return
         event = self.secrets.hide(str(record.msg))[:_MAX_REASON]
         words = self.secrets.hide(str(reason))[:_MAX_REASON] if reason is not None else ""
         self._last.append((_instant(record.created), record.levelname.lower(), event, words))

@@ -190,7 +190,9 @@ class Operation:
         self.alerts.configure(settings)
         if self._process.errors is not None:
             logs.configure(settings.logging, secrets=loaded.secret_values())
-        log.warning("configuration reloaded", extra={"applied": applied, "restart": restart})
+        log.info(
+            "configuration reloaded", extra={"applied": ", ".join(applied), "restart": ", ".join(restart)}
+        )
         return {"applied": applied, "restart": restart}
 
     def _close_later(self, agent: Agent) -> None:

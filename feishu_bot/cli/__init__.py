@@ -7,7 +7,7 @@ import sys
 import click
 
 from feishu_bot import __version__
-from feishu_bot.cli import conversations, database, queue, server
+from feishu_bot.cli import conversations, database, doctor, operation, queue, server
 from feishu_bot.errors import BotError, ConfigError
 
 
@@ -28,6 +28,13 @@ for command in (
     server.run,
     server.check,
     server.init,
+    operation.status,
+    operation.drain,
+    operation.pause,
+    operation.resume,
+    operation.reload,
+    operation.send,
+    doctor.doctor,
     queue.cleanup,
     queue.dead,
     conversations.search,

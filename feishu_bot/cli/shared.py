@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
@@ -14,11 +14,14 @@ from feishu_bot.config import load
 from feishu_bot.reference import platform_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
     from feishu_bot.config import Loaded
     from feishu_bot.config.settings import BotSettings
     from feishu_bot.store.store import Store
+    from feishu_bot.store.work import Transaction
+
+T = TypeVar("T")
 
 _BAR = 30  # characters
 _SHOW_EVERY_S = 0.1
@@ -79,6 +82,41 @@ def open_settings(config_file: str | None) -> Iterator[BotSettings]:
         yield loaded.settings
     finally:
         logging.close()
+
+
+class Act(Protocol):
+    """Runs a function in a writing transaction of its own. Raises StoreUnavailable."""
+
+    def __call__(self, function: Callable[[Transaction], T], /) -> T: ...
+
+
+@contextmanager
+def open_database(settings: BotSettings) -> Iterator[Act]:
+    """Yield what runs a short function on the database beside a running server; it makes no database.
+
+    Raises StoreUnavailable, also where there is no database yet, and SchemaMismatch.
+    """
+    from feishu_bot.errors import StoreUnavailable  # noqa: PLC0415  # SQLAlchemy takes longer than --help
+    from feishu_bot.store import engine as engines  # noqa: PLC0415  # as above
+    from feishu_bot.store import migrations  # noqa: PLC0415  # as above
+    from feishu_bot.store.snapshot import sqlite_path  # noqa: PLC0415  # as above
+    from feishu_bot.store.work import Transaction  # noqa: PLC0415  # as above
+
+    engine = engines.open_engine(settings.ai.conversation_persistence.db_url)
+    kind = engines.capabilities(engine).kind
+    try:
+        file = sqlite_path(engine)
+        if kind == "sqlite" and (file is None or not file.exists()):
+            raise StoreUnavailable(f"there is no database {file or 'in a file'} yet: no server has run")
+        migrations.check(engine)
+
+        def act(function: Callable[[Transaction], T], /) -> T:
+            with engines.store_errors(), engine.begin() as connection:
+                return function(Transaction(connection, kind, engines.database_now_ms(connection)))
+
+        yield act
+    finally:
+        engine.dispose()
 
 
 async def closing(store: Store, coroutine: Coroutine[Any, Any, Any]) -> Any:

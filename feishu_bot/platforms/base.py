@@ -162,6 +162,13 @@ class Platform(ABC):
     async def hide_typing(self, target: Target, shown: str) -> None:
         """Take back what ``show_typing`` has shown. Raises RetryLater or Undeliverable, which nobody minds."""
 
+    async def check(self) -> str:
+        """Ask the platform whether our credentials are good, without ``start``; return in words who we are.
+
+        An empty text: there is nothing to ask. Raises RetryLater or Undeliverable with the reason.
+        """
+        return ""
+
     def problems(self) -> list[str]:
         """Return what is wrong with this account now, in words for ``/readyz``; empty if nothing is."""
         return []

@@ -432,6 +432,13 @@ class Feishu(Platform):
         """Return why the bot's own id is not known yet; mentions in groups wait for it."""
         return [] if self._problem is None else [self._problem]
 
+    async def check(self) -> str:
+        """Return the bot's own id. Raises RetryLater or Undeliverable."""
+        answer = await self._client.call("GET", "/open-apis/bot/v3/info")
+        if answer.code != 0:
+            raise answer.error()
+        return f"bot {text_of(_dict(answer.body.get('bot')).get('open_id'))}"
+
     async def _identify(self) -> None:
         pause_s = 1.0
         while self._own_id is None:

@@ -356,6 +356,15 @@ class OneBot(Platform):
         if self._http is not None:
             await self._http.close()
 
+    async def check(self) -> str:
+        """Return who answers at ``api_url``; clients that connect to us cannot be asked from outside."""
+        if self._http is None:
+            return ""
+        owner = await self._http.owner()
+        if not owner:
+            raise RetryLater(self._http.problem or "no answer")
+        return f"bot {owner}"
+
     def problems(self) -> list[str]:
         """Return what keeps answers from going out."""
         found = [f"{self.account}: bot {self_id} is offline" for self_id in sorted(self._offline)]

@@ -333,6 +333,11 @@ class QQ(Platform):
             self._task = None
         await self._client.close()
 
+    async def check(self) -> str:
+        """Return once a token was given. Raises RetryLater with the reason there is none."""
+        await self._client.sign_in()
+        return f"app {self.settings.app_id}"
+
     def problems(self) -> list[str]:
         """Return why the platform gives no token."""
         return [] if self._problem is None else [self._problem]

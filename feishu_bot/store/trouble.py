@@ -66,3 +66,9 @@ def count_conversations(tx: Transaction) -> int:
     """Return how many conversations there are."""
     statement = select(func.count()).select_from(conversations).where(conversations.c.hidden_at.is_(None))
     return int(tx.connection.execute(statement).scalar_one())
+
+
+def count_events(tx: Transaction, account: str, event_key: str) -> int:
+    """Return how often an event was recorded: once, or not at all."""
+    statement = select(func.count()).where(inbox.c.account == account, inbox.c.event_key == event_key)
+    return int(tx.connection.execute(statement).scalar_one())
