@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import delete, func, insert, select, text, update
+from sqlalchemy import delete, event, func, insert, select, text, update
 
 from feishu_bot.model import End, InboundMessage, person_key, user_key
 from feishu_bot.store import search
@@ -258,6 +258,29 @@ def test_pages_follow_each_other_without_gap_or_repetition(book):
     whole = book.texts("天气", limit=100)
     paged = [hit for start in range(0, 44, 4) for hit in book.texts("天气", limit=4, offset=start)]
     assert paged == whole == [f"天气 {n}" for n in reversed(range(40))]
+
+
+def test_the_first_page_of_a_common_word_is_the_beginning_of_all_its_hits(book):
+    book.write(*[f"{'weather' if n % 3 else 'other'} {n}" for n in range(1500)])
+    book.write("weather, long ago", at=NOON - timedelta(days=900))
+    whole = book.texts("weather", limit=2000)
+    assert len(whole) == 1001
+    assert whole[-1] == "weather, long ago"
+    for offset in (0, 640, 980):
+        assert book.texts("wea", limit=20, offset=offset) == whole[offset : offset + 20]
+
+
+def test_a_common_prefix_is_found_without_putting_all_its_hits_together(sqlite_url):
+    book = Book(sqlite_url)
+    try:
+        book.conversation(1)
+        book.write(*[f"天气 {n}" for n in range(50)])
+        asked: list[str] = []
+        event.listen(book.engine, "before_cursor_execute", lambda *call: asked.append(call[2]))
+        assert book.texts("天", limit=20) == [f"天气 {n}" for n in range(49, 29, -1)]
+        assert not [statement for statement in asked if "MATCH" in statement]
+    finally:
+        book.engine.dispose()
 
 
 def test_a_hit_tells_where_it_was_said_and_by_whom(book):
