@@ -67,7 +67,6 @@ class Controls:
         self._reload = reload
         self._is_order = is_order
         self._words = words  # more for the report
-        self._started_at = 0
         self._reload_seen = 0
         self._reloaded: Mapping[str, Any] | None = None
         self._orders = orders.Orders()
@@ -79,7 +78,6 @@ class Controls:
 
     async def start(self) -> None:
         """Learn the orders, and go on looking. Raises StoreUnavailable."""
-        self._started_at = self._store.now_ms()
         self._orders, self.servers = await self._store.read(_look)
         self._reload_seen = self._orders.reload_at  # what it has read is as new as that
         await self._worker.renew_now()
@@ -114,7 +112,7 @@ class Controls:
             self._said.clear()
             log.info("pauses changed", extra={"pauses": ", ".join(p.target for p in found.pauses) or "none"})
             self._worker.look_now()
-        await self._drain(found.drains_process(self._store.owner, self._started_at))
+        await self._drain(str(self._store.owner) in found.drains)
         if found.reload_at > self._reload_seen:
             self._reload_seen = found.reload_at
             self._reloaded = {"order": found.reload_at, **await self._reload()}

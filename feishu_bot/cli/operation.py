@@ -204,7 +204,7 @@ def drain(config_file: str | None, host: str | None, timeout: float, *, all_: bo
         meant = [p.owner for p in act(controls.read_servers) if all_ or _is_of(p, name)]
         if not meant:
             raise BotError("no server process has been heard of there lately")
-        act(partial(controls.drain, host=name))
+        act(partial(controls.drain, owners=[str(owner) for owner in meant]))
         click.echo(f"draining {len(meant)} process(es)")
         if no_wait:
             return

@@ -47,10 +47,10 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """All orders in force. ``drains`` maps a host, or ``*``, to the instant from which it takes nothing new."""
+    """All orders in force. ``drains`` names the processes that are to take nothing new."""
 
     pauses: tuple[Pause, ...] = ()
-    drains: tuple[tuple[str, int], ...] = ()
+    drains: frozenset[str] = frozenset()
     reload_at: int = 0
 
     def pause_of(self, account: str) -> Pause | None:
@@ -63,11 +63,6 @@ class Orders:
         """The pause that holds questions for a model."""
         return next((pause for pause in self.pauses if pause.target == MODELS), None)
 
-    def drains_process(self, owner: Owner, started_at: int) -> bool:
-        """Say whether a process is to take nothing new; one that was started later is not meant."""
-        names = {"*", owner.host, owner.host.partition("/")[0]}
-        return any(host in names and at >= started_at for host, at in self.drains)
-
 
 _ORDERS = select(controls.c.kind, controls.c.name, controls.c.value, controls.c.at).where(
     controls.c.kind.in_(["drain", "pause", "reload"])
@@ -76,16 +71,16 @@ _ORDERS = select(controls.c.kind, controls.c.name, controls.c.value, controls.c.
 
 def read_orders(tx: Transaction) -> Orders:
     """Return the orders in force."""
-    pauses, drains, reload_at = [], [], 0
+    pauses, drains, reload_at = [], set(), 0
     for row in tx.connection.execute(_ORDERS.order_by(controls.c.kind, controls.c.name)):
         if row.kind == "pause":
             value = orjson.loads(row.value)
             pauses.append(Pause(row.name, row.at, value.get("say"), value.get("by")))
         elif row.kind == "drain":
-            drains.append((row.name, row.at))
+            drains.add(row.name)
         else:
             reload_at = max(reload_at, row.at)
-    return Orders(tuple(pauses), tuple(drains), reload_at)
+    return Orders(tuple(pauses), frozenset(drains), reload_at)
 
 
 def _set(tx: Transaction, kind: str, name: str, value: Mapping[str, Any] | None = None) -> None:
@@ -108,15 +103,21 @@ def resume(tx: Transaction, target: str | None = None) -> int:
     return int(tx.connection.execute(statement).rowcount)
 
 
-def drain(tx: Transaction, host: str) -> None:
-    """Have the processes of a host (``*``: of all) that run now take nothing new."""
-    _set(tx, "drain", host)
+def drain(tx: Transaction, owners: Sequence[str]) -> None:
+    """Have these processes take nothing new; the orders for processes that are no more are removed."""
+    known = select(processes.c.owner)
+    tx.connection.execute(delete(controls).where(controls.c.kind == "drain", controls.c.name.not_in(known)))
+    for owner in owners:
+        _set(tx, "drain", owner)
 
 
 def order_reload(tx: Transaction) -> int:
-    """Have every process read its configuration again; return the order's instant."""
-    _set(tx, "reload", "")
-    return tx.now_ms
+    """Have every process read its configuration again; return the order's number, higher than any before."""
+    last = tx.connection.execute(select(func.max(controls.c.at)).where(controls.c.kind == "reload")).scalar()
+    number = max(tx.now_ms, (last or 0) + 1)
+    row = {"kind": "reload", "name": "", "value": "{}", "at": number}
+    tx.connection.execute(insert_set(tx.kind, controls, ("kind", "name"), ("value", "at")), row)
+    return number
 
 
 # ------------------------------------------------------------------------------------------------- processes

@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from feishu_bot.errors import StoreError, StoreUnavailable
+from feishu_bot.store import jumps
 from feishu_bot.store.engine import (
     capabilities,
     database_now_ms,
@@ -62,14 +63,23 @@ class _Job:
 class DatabaseClock:
     """The database's time, kept by our own monotonic clock between questions.
 
-    A jump of this machine's wall clock changes nothing; two machines agree within a round trip.
+    A jump of this machine's wall clock changes nothing; two machines agree within a round trip. Where the
+    database's time is this machine's (SQLite), what waits for an instant is moved along with a jump.
+    ``ask`` tells the database's time.
     """
 
-    def __init__(self, fixed: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self,
+        fixed: Callable[[], int] | None = None,
+        *,
+        ask: Callable[[Connection], int] = database_now_ms,
+    ) -> None:
         self._fixed = fixed
+        self._ask = ask
         # One value, so that a thread never sees the new time with the old instant.
         self._known = (int(time.time() * 1000), time.monotonic())
         self._next_sync = 0.0
+        self._offset = 0.0  # of the wall clock from the monotonic one, when the database was asked
 
     def now_ms(self) -> int:
         """Return the database's time in milliseconds since 1970."""
@@ -80,11 +90,20 @@ class DatabaseClock:
 
     def sync(self, connection: Connection) -> None:
         """Ask the database, if the last answer is old."""
-        if self._fixed is None and time.monotonic() >= self._next_sync:
-            before = time.monotonic()
-            found = database_now_ms(connection)
-            self._known = (found, (before + time.monotonic()) / 2)
-            self._next_sync = before + CLOCK_SYNC_S
+        if self._fixed is not None:
+            return
+        before = time.monotonic()
+        # Compared with the wall clock at once: what a jump has moved must not be taken for what it was.
+        jumped = abs(time.time() - before - self._offset) > jumps.LEAST_MS / 1000
+        if before < self._next_sync and not jumped:
+            return
+        found = self._ask(connection)
+        now = time.monotonic()
+        self._offset = time.time() - now
+        self._known = (found, (before + now) / 2)
+        self._next_sync = before + CLOCK_SYNC_S
+        if capabilities(connection).kind == "sqlite":
+            jumps.move_along(connection, found, int(self._known[1] * 1000))
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,16 +53,21 @@ async def test_a_pause_given_again_is_another_one(store, clock):
     assert (pause.say, pause.at) == ("two", clock.now_ms)
 
 
-async def test_a_drain_means_the_processes_that_run_and_not_those_started_later(store, clock):
-    here, there = Owner("here/boot/1", 1, "2"), Owner("there/boot/1", 1, "2")
-    await store.run(lambda tx: controls.drain(tx, "here"))
-    orders = await store.read(controls.read_orders)
-    assert orders.drains_process(here, clock.now_ms - 1)
-    assert not orders.drains_process(here, clock.now_ms + 1)
-    assert not orders.drains_process(there, clock.now_ms - 1)
-    await store.run(lambda tx: controls.drain(tx, "*"))
-    assert (await store.read(controls.read_orders)).drains_process(there, clock.now_ms - 1)
-    assert await store.run(controls.resume) == 2
+async def test_a_drain_means_single_processes_until_they_are_no_more(store):
+    gone = str(Owner("here/boot/1", 1, "2"))
+    await store.run(lambda tx: controls.drain(tx, [gone, str(store.owner)]))
+    assert (await store.read(controls.read_orders)).drains == {gone, str(store.owner)}
+    await store.run(lambda tx: controls.drain(tx, [str(store.owner)]))
+    assert (await store.read(controls.read_orders)).drains == {str(store.owner)}
+    assert await store.run(controls.resume) == 1
+
+
+async def test_each_order_to_reload_has_a_higher_number_even_when_the_clock_goes_back(store, clock):
+    first = await store.run(controls.order_reload)
+    clock.now_ms -= HOUR
+    second = await store.run(controls.order_reload)
+    assert second > first
+    assert (await store.read(controls.read_orders)).reload_at == second
 
 
 async def test_only_servers_that_were_heard_of_lately_are_counted(store, clock):
