@@ -71,12 +71,22 @@ def _upgrade(engine: Engine, head: str, scripts: Path, step: Callable[[str], Non
         if version == head:
             return "current"
         if version is None and head == HEAD:
-            metadata.create_all(connection)
-            _version_table.create(connection)
-            connection.execute(insert(_version_table), {"version_num": HEAD})
+            _create(connection)
         else:
             _migrate(connection, version, head=head, scripts=scripts, step=step)
         return "created" if version is None else "upgraded"
+
+
+def _create(connection: Connection) -> None:
+    """Make all tables; also those, with their indexes, that a start which was cut off has left to be made."""
+    begun = set(inspect(connection).get_table_names())
+    metadata.create_all(connection)
+    for table in metadata.sorted_tables:
+        if table.name in begun:
+            for index in table.indexes:
+                index.create(connection, checkfirst=True)
+    _version_table.create(connection, checkfirst=True)
+    connection.execute(insert(_version_table), {"version_num": HEAD})
 
 
 def known_versions(scripts: Path = SCRIPTS) -> set[str]:
