@@ -22,7 +22,7 @@ from sqlalchemy import func, select, text
 from feishu_bot.store.conversations import user_scope
 from feishu_bot.store.engine import open_engine
 from feishu_bot.store.schema import SEARCH_TABLE, conversations, messages, usage
-from feishu_bot.store.search import column_value
+from feishu_bot.store.search import column_value, compact
 from feishu_bot.store.terms import terms
 from feishu_bot.store.transactions import Transactions
 
@@ -219,6 +219,11 @@ def _quick(engine: Engine, kind: str) -> Iterator[None]:
         yield
         with engine.connect() as connection:
             _set_hash_size(connection, 1 << 20)
+            # What this filling left to merge, a database that grew by single messages has merged long since.
+            _progress("merging the search index")
+            while compact(connection, kind, pages=2000):
+                connection.commit()
+            connection.commit()
         return
     with engine.begin() as connection:
         for table in _SECONDARY:

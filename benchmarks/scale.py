@@ -143,6 +143,7 @@ def _queries(db_url: str, people: Population, runs: int) -> None:
                 )
                 for by in ("user", "day")
             ]
+            calls.append(("usage by user", lambda: read(lambda tx: ledger.usage_by(tx, "user", zone))))
             calls += [
                 (f"search, {what} ({word})", lambda word=word: manager.search_messages(word))  # type: ignore[misc]
                 for what, word in (
