@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import func, select
+from sqlalchemy import func, null, select
 
 from feishu_bot.store.schema import conversations, usage
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from sqlalchemy import ColumnElement, Select
@@ -63,10 +64,16 @@ def totals(
         )
 
     sums = (func.count(), func.sum(_c.message_count), func.sum(_c.total_tokens))
-    count, message_count, tokens = [int(n or 0) for n in tx.connection.execute(chosen(*sums)).one()]
-    longest = tx.connection.execute(
-        chosen(_c.message_count, _c.user_key).order_by(_c.message_count.desc()).limit(1)
-    ).one_or_none()
+    top = (_c.message_count, _c.user_key)
+    longest: Sequence[Any] | None
+    if tx.kind == "sqlite":
+        # Reads all once: a column beside max() is that of the row with the maximum, as SQLite promises.
+        row = tx.connection.execute(chosen(*sums, func.max(top[0]), top[1])).one()
+        longest = row[3:] if row[0] else None
+    else:
+        row = tx.connection.execute(chosen(*sums)).one()
+        longest = tx.connection.execute(chosen(*top).order_by(top[0].desc()).limit(1)).one_or_none()
+    count, message_count, tokens = [int(n or 0) for n in row[:3]]
     found: dict[str, Any] = {
         "total_conversations": count,
         "total_messages": message_count,
@@ -112,7 +119,10 @@ def usage_by(
         "day": func.date(_u.at),
         "tenant": _u.tenant_id,
     }[by]
-    tokens = func.sum(_u.input_tokens + _u.output_tokens)
+    if by == "user":
+        # Else SQLite follows the index of users through the whole ledger, looking at each row where it lies.
+        group = func.coalesce(group, null())
+    tokens = func.sum(_u.input_tokens) + func.sum(_u.output_tokens)
     statement = _within(
         select(
             group,
