@@ -235,7 +235,7 @@ class App:
         Raises StoreUnavailable or SchemaMismatch for what waiting cannot mend, OSError for a port in use.
         """
         await self._server.start()
-        self.operation.listen()
+        await self.operation.listen()
         await self._open_store()
         url = f"http://{self.settings.server.host}:{self.port}/"
         log.info("ready", extra={"url": url, "version": __version__})

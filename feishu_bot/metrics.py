@@ -108,10 +108,11 @@ class Metrics(Collector):
             for m in self.registry.collect()
         ]
 
-    def render(self) -> bytes:
+    async def render(self) -> bytes:
         """Return Prometheus's text format, for all workers of this machine."""
         if self._peers is None:
             return generate_latest(self.registry)
+        await self._peers.refresh()
         families = add_up([self.counts(), *self._peers.counts()])
         return generate_latest(_Families([*families, self._workers(self._peers)]))
 

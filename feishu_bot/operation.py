@@ -13,7 +13,7 @@ from feishu_bot.ai.models import make_model
 from feishu_bot.alerts import Alerts, Local
 from feishu_bot.controls import Controls
 from feishu_bot.errors import ConfigError
-from feishu_bot.peers import PUBLISH_S, SILENT_S
+from feishu_bot.peers import SILENT_S
 from feishu_bot.reload import changes, is_live, merge
 from feishu_bot.store.notices import Notices
 
@@ -58,7 +58,6 @@ class Operation:
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._replaced: list[Agent] = []
-        self._publisher: asyncio.Task[None] | None = None
         self.controls = Controls(
             app.store,
             worker=app.worker,
@@ -84,10 +83,10 @@ class Operation:
         )
         self._notices = Notices(app.store.engine, self._heard)
 
-    def listen(self) -> None:
+    async def listen(self) -> None:
         """Tell the other workers from now on what this one counts."""
         if self._process.peers is not None:
-            self._publisher = asyncio.create_task(self._publish(self._process.peers), name="publish")
+            await self._process.peers.start(self._app.metrics.counts)
 
     async def start(self) -> None:
         """Follow orders, look for trouble. Raises StoreUnavailable."""
@@ -109,10 +108,8 @@ class Operation:
         """Close what is left, and tell the other workers for the last time what was counted."""
         for agent in self._replaced:
             await agent.close()
-        if self._publisher is not None and self._process.peers is not None:
-            self._publisher.cancel()
-            await asyncio.gather(self._publisher, return_exceptions=True)
-            self._process.peers.publish(self._app.metrics.counts())
+        if self._process.peers is not None:
+            await self._process.peers.stop()
 
     def broken(self) -> list[str]:
         """Return what makes this machine unfit to serve: loops that ended, workers that are not heard of."""
@@ -142,11 +139,6 @@ class Operation:
     def _heard(self) -> None:
         if not self._app.worker.is_full:
             self._app.worker.poll_now()
-
-    async def _publish(self, peers: Peers) -> None:
-        while True:
-            peers.publish(self._app.metrics.counts())
-            await asyncio.sleep(PUBLISH_S)
 
     # --------------------------------------------------------------------------------------------- reload
 

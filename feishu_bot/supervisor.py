@@ -76,6 +76,7 @@ class _State:
     workers: dict[int, _Worker] = field(default_factory=dict)  # by pid
     stopping_since: float | None = None
     gave_up: str | None = None
+    killed: bool = False
     was_ready: bool = False
     announced: bool = False
 
@@ -107,7 +108,7 @@ class Supervisor:
         self._wake: tuple[socket.socket, socket.socket] | None = None
 
     def run(self) -> int:
-        """Return 0 after a stop by signal. Raises BotError with the reason when the workers die again and again.
+        """Return 0 after a stop by signal, 1 if a second one cut it short. Raises BotError with the reason when the workers die again and again.
 
         Raises OSError for a port in use.
         """
@@ -131,7 +132,7 @@ class Supervisor:
         if self._state.gave_up is not None:
             raise BotError(self._state.gave_up)
         log.info("workers stopped")
-        return 0
+        return int(self._state.killed)
 
     # --------------------------------------------------------------------------------------------- the loop
 
@@ -175,6 +176,7 @@ class Supervisor:
         elif number in {signal.SIGTERM, signal.SIGINT}:
             if self._state.stopping_since is not None:
                 log.warning("stopped at once by a second signal")
+                self._state.killed = True
                 self._signal_all(signal.SIGKILL)
             else:
                 self._stop()

@@ -50,8 +50,7 @@ def run(
 
             if not hasattr(os, "fork"):
                 raise click.UsageError("server.workers: this system cannot fork; run 1, or several servers")
-            Supervisor(loaded, reread=reread, errors=logging.errors, ready=_say_url).run()
-            return
+            sys.exit(Supervisor(loaded, reread=reread, errors=logging.errors, ready=_say_url).run())
         from feishu_bot.app import App  # noqa: PLC0415  # see above
         from feishu_bot.operation import Process  # noqa: PLC0415  # see above
 

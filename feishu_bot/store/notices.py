@@ -71,8 +71,8 @@ class Notices:
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         connection = self._engine.raw_connection()
         try:
-            connection.detach()  # not one of the pool's: it waits most of the time
             driver: Any = connection.driver_connection
+            connection.detach()  # not one of the pool's: it waits most of the time
             driver.autocommit = True
             driver.execute(f"LISTEN {CHANNEL}")
             while not self._stopped.is_set():

@@ -38,4 +38,4 @@ class Health:
 
     async def metrics(self, _request: web.Request) -> web.Response:
         """Prometheus's text format."""
-        return web.Response(body=self._metrics.render(), content_type="text/plain", charset="utf-8")
+        return web.Response(body=await self._metrics.render(), content_type="text/plain", charset="utf-8")
