@@ -196,7 +196,7 @@ class RecentErrors(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Remember a record."""
-        reason = getattr(record, "reason", None)
+        reason = getattr(record, "reason", None) or getattr(record, "kind", None)
         if reason is None and record.exc_info and record.exc_info[0] is not None:
             reason = record.exc_info[0].__name__
         if reason is None and record.levelno < logging.ERROR:
