@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-_FENCE = re.compile(r"^ {0,3}(```+|~~~+)(.*)$", re.MULTILINE)
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_FENCE_LINE = re.compile(r"^ {0,3}(`{3,}|~{3,})(.*)$", re.MULTILINE)
 # Best first: between paragraphs, lines, sentences, words.
 _CUTS = (
     re.compile(r"\n\s*\n"),
@@ -14,34 +19,111 @@ _CUTS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What one part may hold."""
+
+    chars: int
+    bytes: int | None
+
+    def hold(self, text: str) -> bool:
+        return len(text) <= self.chars and (self.bytes is None or _size(text) <= self.bytes)
+
+    def less(self, text: str) -> _Limits:
+        """Return what is left beside ``text``."""
+        return _Limits(self.chars - len(text), None if self.bytes is None else self.bytes - _size(text))
+
+    def fit(self, text: str) -> int:
+        """Return how many characters of ``text`` go into one part; at least one."""
+        count = min(len(text), max(1, self.chars))
+        if self.bytes is not None:
+            encoded = text[:count].encode("utf-8", "replace")
+            if len(encoded) > self.bytes:
+                count = len(encoded[: max(4, self.bytes)].decode("utf-8", "ignore"))
+        return max(1, count)
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """A block of code between fences: where it stands, and how it is opened and closed."""
+
+    start: int
+    end: int
+    opening: str
+    mark: str
+
+
 def split_text(text: str, *, max_chars: int, max_bytes: int | None = None) -> list[str]:
     """Return ``text`` in parts of at most ``max_chars`` characters and ``max_bytes`` of UTF-8 each.
 
-    Cut at a paragraph, else a line, else a sentence, else a blank. A code block that must be cut is closed at the
-    end of one part and opened again, with its language, at the start of the next.
+    Cut at a paragraph, else a line, else a sentence, else a blank; never inside a code block that one part can
+    hold. A larger one is cut between its lines, closed at the end of one part and opened again, with its language,
+    at the start of the next.
     """
+    limits = _Limits(max_chars, max_bytes)
     parts: list[str] = []
-    rest = text
-    fence = ""
+    rest, opened = text, ""  # ``opened``: the line that opens a block anew
     while rest:
-        room = max_chars - len(fence) - 1 if fence else max_chars
-        limit = _fit(rest, room, max_bytes - len(fence.encode()) - 1 if fence and max_bytes else max_bytes)
-        if limit >= len(rest):
-            parts.append(_reopen(fence, rest))
+        head = f"{opened}\n" if opened else ""
+        if limits.hold(head + rest):
+            parts.append(head + rest)
             break
-        closing = 4  # room for the line that closes a fence
-        cut = _cut(rest, max(1, limit - closing))
-        piece, rest = rest[:cut], rest[cut:]
-        open_fence = _open_fence(fence, piece)
-        whole = _reopen(fence, piece.rstrip() if not open_fence else piece.rstrip("\n"))
-        if open_fence:
-            whole += "\n" + re.match(r"[`~]+", open_fence)[0]  # type: ignore[index]  # a fence begins so
-        elif not fence:
-            rest = rest.lstrip("\n")
-        if whole.strip():
-            parts.append(whole)
-        fence = open_fence
+        piece, rest, opened = _next(head, rest, limits)
+        if piece.strip():
+            parts.append(piece)
     return parts
+
+
+def _next(head: str, rest: str, limits: _Limits) -> tuple[str, str, str]:
+    """Return the next part, what is left, and the line that opens a block again that was cut."""
+    text = head + rest
+    cut = _cut(text, limits.fit(text))
+    block = next((b for b in _blocks(text, cut) if b.start < cut < b.end), None)
+    if (
+        block is not None
+        and text[: block.start].strip()
+        and limits.hold(text[block.start : block.end].rstrip())
+    ):
+        cut, block = block.start, None
+    if block is None:
+        return text[:cut].rstrip(), text[cut:].lstrip("\n"), ""
+    closing = f"\n{block.mark}"
+    room = limits.less(closing)
+    inside = text.rfind("\n", 0, room.fit(text) + 1)
+    first = block.start + len(block.opening)
+    if inside <= first:  # not one line of it fits: between its words, or its letters
+        inside = room.fit(text)
+    if (
+        inside <= first or room.chars < len(block.opening) * 2
+    ):  # hardly more than its own fence fits: plain text
+        return text[:cut].rstrip(), text[cut:].lstrip("\n"), ""
+    left = text[inside:].removeprefix("\n")
+    if left.lstrip(" ").startswith(block.mark) and not left[: block.end - inside].strip().strip(
+        block.mark[0]
+    ):
+        return text[:inside] + closing, left.partition("\n")[2].lstrip("\n"), ""  # only its own end was left
+    return text[:inside] + closing, left, block.opening
+
+
+def _blocks(text: str, until: int) -> Iterator[_Block]:
+    """Yield the fenced blocks that begin before ``until`` (CommonMark, 4.5); one never closed goes on to the end."""
+    opening: re.Match[str] | None = None
+    for line in _FENCE_LINE.finditer(text):
+        mark, info = line[1], line[2].strip()
+        if opening is None:
+            if line.start() >= until:
+                return
+            if "`" not in info or mark[0] != "`":
+                opening = line
+        elif not info and mark[0] == opening[1][0] and len(mark) >= len(opening[1]):
+            yield _Block(opening.start(), line.end(), opening[0], opening[1])
+            opening = None
+    if opening is not None:
+        yield _Block(opening.start(), len(text), opening[0], opening[1])
+
+
+def _size(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
 
 
 def fit_text(
@@ -75,16 +157,6 @@ def fit_text(
     return [*parts[: max_parts - 1], last[0] + ending]
 
 
-def _fit(text: str, max_chars: int, max_bytes: int | None) -> int:
-    """Return how many characters of ``text`` fit both limits; at least one."""
-    count = min(len(text), max(1, max_chars))
-    if max_bytes is not None:
-        encoded = text[:count].encode("utf-8", "replace")
-        if len(encoded) > max_bytes:
-            count = len(encoded[: max(4, max_bytes)].decode("utf-8", "ignore"))
-    return max(1, count)
-
-
 def _cut(text: str, limit: int) -> int:
     window = text[:limit]
     for pattern in _CUTS:
@@ -95,19 +167,3 @@ def _cut(text: str, limit: int) -> int:
         if best > limit // 3:
             return best
     return limit
-
-
-def _open_fence(fence: str, piece: str) -> str:
-    """Return the fence line that is still open after ``piece``, "" if none is."""
-    current = fence
-    for match in _FENCE.finditer(piece):
-        mark = match[1]
-        if not current:
-            current = mark + match[2].strip()
-        elif not match[2].strip() and mark[0] == current[0]:
-            current = ""
-    return current
-
-
-def _reopen(fence: str, piece: str) -> str:
-    return f"{fence}\n{piece}" if fence else piece
