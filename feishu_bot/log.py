@@ -255,6 +255,8 @@ def configure(settings: LogSettings, *, secrets: Iterable[str] = (), stream: Tex
     quiet = max(logging.WARNING, root.level) if root.level > logging.DEBUG else logging.NOTSET
     for name in _QUIET:
         logging.getLogger(name).setLevel(quiet)
+    # A connection that broke is told by whoever used it, in one line; the pool tells it again with a stack.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     # What no line shows need not be collected for each record.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     # The standard report of a failed write repeats the record's arguments, which nothing has hidden.
