@@ -114,10 +114,10 @@ async def test_a_message_whose_process_dies_each_time_ends_dead_after_five_attem
 ):
     config = configuration(sqlite_url, feishu=feishu)
     for attempt in range(5):
-        dying = await bots.start(config, crash=("begun", 1))
+        dying = bots.launch(config, crash=("begun", 1))
         if attempt == 0:
-            await people.say(dying, "poison")
-        await dying.ended()
+            await people.say(await dying.listening(), "poison")
+        assert await dying.ended() == -9
     bot = await bots.start(config)
     assert await people.replies(1) == [
         "Sorry, something went wrong with your message. Please try again later."

@@ -201,18 +201,16 @@ async def test_an_account_without_its_secret_is_exit_2(bots, feishu, sqlite_url)
 # ------------------------------------------------------------------------------------------------ stopping
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 async def test_what_runs_is_finished_and_what_waits_is_left_for_the_next_start(
-    bots, people, model, feishu, db_url, record, number
+    bots, people, model, feishu, db_url, record
 ):
     config = configuration(db_url, feishu=feishu, model=model, budgets=BUDGETS)
     bot = await bots.start(config)
-    model.script(Behaviour(delay_s=0.7))
+    model.script(Behaviour(delay_s=1.0))
     await people.say(bot, "running")
     await until(lambda: model.count == 1, "the call")
     await people.say(bot, "waiting")
-    bot.signal(number)
-    assert await bot.ended() == 0
+    assert await bot.stop() == 0
     assert bot.complaints() == []
     assert feishu.texts() == ["echo: running"]
     running, waiting = record.inbox()
@@ -265,6 +263,13 @@ async def test_an_answer_on_its_way_out_still_leaves(bots, people, feishu, sqlit
     assert feishu.texts() == ["hi"]
     (part,) = sqlite_record.outbox()
     assert (part.state, part.attempts) == ("sent", 1)
+
+
+async def test_an_interrupt_at_the_terminal_stops_as_a_signal_does(bots, http, sqlite_url):
+    bot = await bots.start(configuration(sqlite_url))
+    bot.signal(signal.SIGINT)
+    assert await bot.ended() == 0
+    assert bot.complaints() == []
 
 
 async def test_who_waits_at_the_door_gets_his_answer_before_the_server_stops(bots, http, model, sqlite_url):

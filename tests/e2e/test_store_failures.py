@@ -24,6 +24,20 @@ def server_url(request, databases):
     return request.getfixturevalue(request.param)
 
 
+@pytest.fixture
+def postgresql_record(postgresql_url):
+    made = Record(postgresql_url)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def server_record(server_url):
+    made = Record(server_url)
+    yield made
+    made.close()
+
+
 on_servers = pytest.mark.parametrize("server_url", ["postgresql_url", "mariadb_url"], indirect=True)
 
 
@@ -103,9 +117,9 @@ async def until_status(people, bot, event, status):
 
 @on_servers
 async def test_a_database_that_goes_away_puts_messages_off_and_comes_back_to_where_it_was(
-    bots, people, model, feishu, server_url
+    bots, people, model, feishu, server_url, server_record
 ):
-    record = Record(server_url)
+    record = server_record
     async with Proxy(server_url) as proxy:
         bot = await bots.start(configuration(proxy.url, feishu=feishu, model=model, budgets=BUDGETS))
         await people.say(bot, "before")
@@ -127,7 +141,6 @@ async def test_a_database_that_goes_away_puts_messages_off_and_comes_back_to_whe
         record.check_ends()
         assert bot.complaints() == []
         await bot.stop()
-    record.close()
 
 
 async def until_ready(people, bot, status):
@@ -141,9 +154,9 @@ async def until_ready(people, bot, status):
 
 @on_servers
 async def test_connections_that_break_at_any_moment_lose_nothing_and_double_nothing(
-    bots, people, model, feishu, server_url
+    bots, people, model, feishu, server_url, server_record
 ):
-    record = Record(server_url)
+    record = server_record
     async with Proxy(server_url) as proxy:
         bot = await bots.start(configuration(proxy.url, feishu=feishu, model=model, budgets=BUDGETS))
         chance = random.Random(7)
@@ -171,17 +184,15 @@ async def test_connections_that_break_at_any_moment_lose_nothing_and_double_noth
         record.check_ends()
         assert bot.complaints() == []
         await bot.stop()
-    record.close()
 
 
 async def test_postgresql_that_ends_all_connections_is_connected_to_again(
-    bots, people, feishu, postgresql_url
+    bots, people, feishu, postgresql_url, postgresql_record
 ):
-    record = Record(postgresql_url)
+    record = postgresql_record
     bot = await bots.start(configuration(postgresql_url, feishu=feishu))
     for n in range(5):
         record.end_other_connections()
         await until_status(people, bot, people.event(f"{n}"), 200)
     assert await people.replies(5) == [f"{n}" for n in range(5)]
     await record.settled()
-    record.close()

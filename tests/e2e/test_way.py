@@ -108,15 +108,15 @@ async def test_messages_of_one_person_are_answered_in_order_while_others_are_not
 
 
 async def test_three_hundred_people_at_once_are_all_answered_by_a_model_that_takes_a_second(
-    bots, people, model, feishu, db_url, record
+    bots, people, model, feishu, sqlite_url, sqlite_record
 ):
     model.default = Behaviour(delay_s=1.0)
-    bot = await bots.start(configuration(db_url, feishu=feishu, model=model))
+    bot = await bots.start(configuration(sqlite_url, feishu=feishu, model=model))
     await asyncio.gather(*(people.say(bot, f"I am {n}", user=f"u{n}") for n in range(300)))
     replies = await people.replies(300)
     assert sorted(replies) == sorted(f"echo: I am {n}" for n in range(300))
-    await record.settled()
-    assert Counter(r.state for r in record.inbox()) == {"answered": 300}
+    await sqlite_record.settled()
+    assert Counter(r.state for r in sqlite_record.inbox()) == {"answered": 300}
     assert bot.complaints() == []
 
 
@@ -141,16 +141,15 @@ async def test_a_long_answer_comes_in_parts_in_order_and_no_code_block_is_cut(
     assert said.content == answer
 
 
-@pytest.mark.parametrize(
-    "text", ["nul \0 in it", "👩‍👩‍👧‍👦 family", "e\u0301\u202e reversed", "𠮷" * 50], ids=ascii
-)
-async def test_whatever_characters_a_text_holds_come_back(bots, people, feishu, db_url, record, text):
+async def test_whatever_characters_a_text_holds_come_back(bots, people, feishu, db_url, record):
     bot = await bots.start(configuration(db_url, feishu=feishu))
-    await people.say(bot, text)
-    (reply,) = await people.replies(1)
+    texts = ["nul \0 in it", "👩\u200d👧 family", "e\u0301\u202e reversed", "𠮷" * 50]
+    for text in texts:
+        await people.say(bot, text)
+    seen = [text.replace("\0", "") for text in texts]
+    assert await people.replies(len(texts)) == seen
     await record.settled()
-    assert reply == text.replace("\0", "")
-    assert [m.content for m in record.messages()] == [reply, reply]
+    assert [m.content for m in record.messages()] == [text for text in seen for _ in range(2)]
 
 
 async def test_a_nul_from_a_model_reaches_store_and_platform_as_the_replacement_character(
