@@ -143,6 +143,7 @@ class InboundMessage:
     sent_at_ms: int | None = None
     reply_before_ms: int | None = None
     conversation: str | None = None  # public id of the conversation meant, where the door knows it (web)
+    continues: bool = False  # that conversation was there when this was said
     agent: str | None = None  # agent asked for, where the door lets one choose (web)
     tokens: int | None = None  # of ``text``, counted once on arrival
     quoted: str = ""

@@ -138,7 +138,7 @@ class Pipeline:
     def plan(
         self,
         message: InboundMessage,
-        conversation: ConversationState | None,  # noqa: ARG002  # the planner's signature
+        conversation: ConversationState | None,
         history: Sequence[HistoryRow],
         *,
         attempt: int,
@@ -149,6 +149,8 @@ class Pipeline:
         if message.account not in self._platforms and not self._too_old(received_at, now_ms):
             # Switched off: there is nobody to answer through now.
             return Planned(wait_ms=now_ms + _LOOK_AGAIN_MS)
+        if message.continues and conversation is None:
+            return Planned(Decision("ignore", message, "the conversation was deleted"))
         if message.kind == "event":
             return Planned(Decision("event" if attempt <= MAX_ATTEMPTS else "ignore", message, "event"))
         if message.addressed is None:

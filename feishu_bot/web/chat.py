@@ -134,6 +134,7 @@ class Chat:
             sender_name=question.user,
             text=question.text,
             conversation=question.public_id,
+            continues=question.conversation_id is not None,
             agent=question.agent,
         )
         (result,) = await self._intake.record([message])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from io import BytesIO
 
 import aiohttp
@@ -326,3 +327,30 @@ async def test_visitors_from_elsewhere_reach_the_platforms_door_only(bots, http,
         assert (response.status, await response.json()) == (200, {"status": "ok"})
     await people.say(bot, "hi")
     assert await people.replies(1) == ["hi"]
+
+
+@pytest.mark.parametrize("removed", [False, True], ids=["hidden", "removed"])
+async def test_what_was_asked_in_a_conversation_that_is_deleted_meanwhile_is_ignored(
+    bots, http, model, db_url, record, removed
+):
+    door = Door(http, await bots.start(configuration(db_url, model=model)))
+    _, known = await door.ask("first")
+    model.script(Behaviour(delay_s=0.6))
+    running = asyncio.create_task(door.ask("running", conversation_id=known["conversation_id"]))
+    await until(lambda: model.count == 2, "the call")
+    waiting = asyncio.create_task(door.ask("waiting", conversation_id=known["conversation_id"]))
+    await until(lambda: len(record.inbox()) == 3, "the question")
+    if removed:
+        record.execute(schema.messages.delete())
+        record.execute(schema.conversations.delete())
+    else:
+        record.execute(schema.conversations.update().values(hidden_at=datetime.now(UTC), scope_key=None))
+    assert [(await answer)[0] for answer in (running, waiting)] == [404, 404]
+    assert [(r.state, r.reason) for r in record.inbox()][1:] == [
+        ("ignored", "the conversation was deleted")
+    ] * 2
+    assert [c.id for c in record.rows(schema.conversations)] == [known["conversation_id"]] * (not removed)
+    assert len(record.messages()) == (0 if removed else 2)
+    record.check_accounts()
+    status, fresh = await door.ask("afresh")
+    assert (status, fresh["response"]) == (200, "echo: afresh")

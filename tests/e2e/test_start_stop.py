@@ -112,6 +112,28 @@ async def test_a_server_that_waits_for_its_database_can_be_stopped(bots):
     assert bot.complaints() == []
 
 
+async def test_messages_of_an_account_that_is_switched_off_wait_until_it_is_on_again(
+    bots, people, feishu, sqlite_url, sqlite_record
+):
+    config = configuration(sqlite_url, feishu=feishu)
+    dying = await bots.start(config, crash=("acknowledged", 1))
+    await people.post(dying, people.event("hello"))
+    await dying.ended()
+    off = await bots.start(configuration(sqlite_url))
+    (lane,) = await until(
+        lambda: [
+            r for r in sqlite_record.rows(schema.lanes) if r.ready_at and r.ready_at > sqlite_record.now_ms()
+        ],
+        "the message to be put off",
+    )
+    assert lane.lease_token is None
+    (row,) = sqlite_record.inbox()
+    assert (row.state, row.attempts) == ("open", 0)
+    assert await off.stop() == 0
+    await bots.start(config)
+    assert await people.replies(1) == ["hello"]
+
+
 def only_line(bot):
     """Return the one line that is no log; there must be no other, and no traceback."""
     (line,) = [line["text"] for line in bot.lines() if "text" in line]
