@@ -46,9 +46,9 @@ def nothing_was_stored(db):
     return not db.rows(messages) and not db.rows(outbox) and not db.rows(usage)
 
 
-def hide(db):
+def hide(db, scope=None):
     with db.transaction() as tx:
-        tx.connection.execute(update(conversations).values(hidden_at=db.clock.utc(), scope_key=None))
+        tx.connection.execute(update(conversations).values(hidden_at=db.clock.utc(), scope_key=scope))
 
 
 # --------------------------------------------------------------------------------------------- what is stored
@@ -306,12 +306,13 @@ def test_a_commit_lost_before_it_was_done_is_done_by_the_second_run(db):
 # -------------------------------------------------------------------------------------- deleted conversations
 
 
-def test_an_answer_to_a_deleted_conversation_is_paid_for_and_neither_stored_nor_sent(db):
+@pytest.mark.parametrize("scope", [None, LANE])
+def test_an_answer_to_a_deleted_conversation_is_paid_for_and_neither_stored_nor_sent(db, scope):
     db.answer("a")
     db.plans.reserve(100)
     db.receive("b")
     work = db.begin_one(token="t2")
-    hide(db)
+    hide(db, scope)
     done = db.commit_one(answered(work, calls=(OK,)))
     assert (done.end, done.sending) == (End.IGNORED, None)
     row = db.rows(inbox)[1]

@@ -145,7 +145,8 @@ def test_a_result_under_a_lost_lease_is_dropped(db):
     assert theirs.id == first.id
     assert db.step(MINE, sent(first)) is NoWork.BUSY
     assert states(db)[0] == ("a", "attempting")
-    assert db.step(MINE, SendResult(first.id, "refused", error="x", aside=True)) is NoWork.BUSY
+    assert db.step(MINE, SendResult(first.id, "pending", error="x", aside=True)) is NoWork.BUSY
+    assert {p.lane_key for p in db.rows(parts)} == {LANE}
     assert db.step(THEIRS, sent(theirs)).source == "b"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -426,7 +427,8 @@ async def test_a_server_that_is_away_is_told_to_all_that_wait_and_asked_few_time
     event.listen(engine, "do_connect", lambda *_arguments: asked.append(1) and None)
     writer = Writer(engine, DatabaseClock())
     writer.start()
-    jobs = [writer.submit(save, [f"n{i}"]) for i in range(30)]
+    functions = [partial(save) for _ in range(5)]  # each of them is run in a transaction of its own
+    jobs = [writer.submit(functions[i % 5], [f"n{i}"]) for i in range(30)]
     found = await asyncio.gather(*jobs, return_exceptions=True)
     assert {type(f) for f in found} == {StoreUnavailable}
     assert "hidden" not in str(found[0])
@@ -459,12 +461,13 @@ async def test_a_writer_that_dies_tells_what_waits_and_is_replaced(writer, db):
 async def test_a_writer_that_hangs_tells_what_waits_refuses_more_and_is_replaced(db, db_url):
     hold = threading.Event()
 
-    def hang(_tx: Transaction, items: Sequence[Any]) -> Sequence[Any]:
+    def hang(tx: Transaction, names: Sequence[str]) -> Sequence[str]:
+        save(tx, names)
         hold.wait()
-        return items
+        return names
 
-    async with writer_on(db_url, stuck_s=0.05) as writer:
-        hanging = asyncio.create_task(writer.submit(hang, [None]))
+    async with writer_on(db_url, stuck_s=0.05, name="stuck") as writer:
+        hanging = asyncio.create_task(writer.submit(hang, ["held"]))
         await asyncio.sleep(0)
         waiting = asyncio.create_task(writer.submit(save, ["a"]))
         with pytest.raises(StoreUnavailable, match="has been running"):
@@ -477,8 +480,9 @@ async def test_a_writer_that_hangs_tells_what_waits_refuses_more_and_is_replaced
                 await writer.submit(save, ["b"])
         hold.set()
         await until(lambda: writer.problem() is None)
+        await until(lambda: sum(thread.name == "stuck" for thread in threading.enumerate()) == 1)
         assert await writer.submit(save, ["c"]) == ["saved c"]
-        assert saved(db) == ["c"]
+        assert saved(db) == ["c"]  # those who were told that nothing was written were told the truth
 
 
 # ------------------------------------------------------------------------------------------ opened and closed
