@@ -79,6 +79,11 @@ class OneBotSettings(PlatformSettings):
         None, gt=0, description="an event whose time is further from now is refused (401); null: no check"
     )
 
+    @property
+    def sends_by_socket(self) -> bool:
+        """Whether only the process that a client is connected to can send at once."""
+        return self.api_url is None
+
     def missing(self) -> list[str]:
         """Return the keys without which this account cannot prove who sent an event."""
         return [] if self.secret or self.access_token or self.insecure else ["secret or access_token"]
