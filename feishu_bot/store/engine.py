@@ -18,6 +18,8 @@ from sqlalchemy.exc import (
     DBAPIError,
     IntegrityError,
     NoSuchModuleError,
+    PendingRollbackError,
+    ResourceClosedError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -179,8 +181,8 @@ _GONE_MARIADB = frozenset({1053, 1927})
 
 def is_disconnect(error: BaseException) -> bool:
     """Say whether the connection is gone, so that the outcome of a commit is unknown."""
-    if isinstance(error, PoolTimeout):
-        return True
+    if isinstance(error, PoolTimeout | PendingRollbackError | ResourceClosedError):
+        return True  # the last two: it broke between two statements of a transaction
     if not isinstance(error, DBAPIError):
         return False
     state = getattr(error.orig, "sqlstate", None) or ""
