@@ -185,15 +185,17 @@ class Worker:
         """Begin the oldest message of lanes that were taken for their turn."""
         owner, token = str(self._store.owner), secrets.token_hex(8)
         held = [Lease(lane, owner, token) for lane in lanes]
+        again = False
         while True:
             try:
-                results = await self._store.begin(held)
+                results = await self._store.begin(held, again=again)
             except StoreUnavailable as error:
                 log.warning("store unavailable", extra={"step": "begin", "reason": str(error)})
                 if self._stopping:
                     self._ready.done(lanes)
                     return
                 # Again with the same token: if they were taken all the same, they are still ours.
+                again = True
                 await asyncio.sleep(_PAUSE_S)
             except Exception:
                 log.exception("messages cannot be begun", extra={"lanes": len(lanes)})

@@ -21,6 +21,7 @@ class Record:
     shard = 0
 
     def __init__(self):
+        self.again = []
         self.begun = []  # the tokens of each call
         self.answers = []  # what the next calls of begin do: an error, or an event to wait for
         self.refuses = 0
@@ -31,7 +32,8 @@ class Record:
     def now_ms(self):
         return 1_000_000
 
-    async def begin(self, leases):
+    async def begin(self, leases, *, again=False):
+        self.again.append(again)
         self.begun.append({lease.lane_key: lease.token for lease in leases})
         answer = self.answers.pop(0) if self.answers else None
         if isinstance(answer, Exception):
@@ -135,6 +137,7 @@ async def test_lanes_whose_taking_failed_are_taken_again_with_the_same_token():
         await until(lambda: finished)
         first, second = record.begun
         assert first == second
+        assert record.again == [False, True]
 
 
 async def test_a_stop_waits_for_lanes_that_are_being_taken_and_answers_them():

@@ -247,14 +247,23 @@ _RELEASE = (
 
 
 def begin(
-    tx: Transaction, leases: Sequence[Lease], *, planner: Planner, cache: HistoryCache, shard: int = 0
+    tx: Transaction,
+    leases: Sequence[Lease],
+    *,
+    planner: Planner,
+    cache: HistoryCache,
+    shard: int = 0,
+    again: bool = False,
 ) -> list[Work | NoWork]:
     """Take each lane if it is free, count an attempt of its oldest open message and reserve its first call.
 
-    All leases of one list have the same owner and token. A message that cannot be read ends dead.
+    All leases of one list have the same owner and token. A message that cannot be read ends dead. ``again``: these
+    leases were asked for before, and nobody heard what became of that.
     """
     if not leases:
         return []
+    if again and not tx.rerun:
+        tx = replace(tx, rerun=True)  # for this function alone; what is to be done after the commit is shared
     heads = _take_lanes(tx, leases)
     rows = _count_attempts(tx, [head for head, _ in heads.values() if head is not None], leases[0].token)
     messages = _with_quotes(tx, _read_messages(tx, rows, shard))

@@ -157,15 +157,19 @@ class Store:
             notify(tx)
         return results
 
-    async def begin(self, lanes: Sequence[Lease]) -> list[Work | NoWork]:
-        """Begin the oldest message of each lane. All leases carry one token, used for nothing else."""
+    async def begin(self, lanes: Sequence[Lease], *, again: bool = False) -> list[Work | NoWork]:
+        """Begin the oldest message of each lane. All leases carry one token, used for nothing else.
+
+        After StoreUnavailable the same leases may be asked for ``again``: what was begun unheard is returned then.
+        """
         parts: dict[int, list[int]] = {}
         for index, lease in enumerate(lanes):
             parts.setdefault(self._of(lease.lane_key), []).append(index)
         found: list[Any] = [None] * len(lanes)
 
         async def part(n: int, indexes: list[int]) -> None:
-            results = await self._writers[n].submit(self._begin[n], [lanes[i] for i in indexes], merge=False)
+            function = partial(self._begin[n], again=True) if again else self._begin[n]
+            results = await self._writers[n].submit(function, [lanes[i] for i in indexes], merge=False)
             for index, result in zip(indexes, results, strict=True):
                 found[index] = result
 
