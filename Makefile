@@ -53,7 +53,7 @@ COMPILE = CUSTOM_COMPILE_COMMAND='make lock' $(BIN) -m piptools compile --quiet 
 lock: environment ## pin the dependencies of pyproject.toml anew (ARGS=--upgrade)
 	@$(BIN) -c 'import piptools' 2>/dev/null || $(PIP) install --quiet 'pip-tools>=7.4'
 	@$(COMPILE) --output-file requirements.lock pyproject.toml
-	@$(COMPILE) --extra dev --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
+	@$(COMPILE) --extra dev --extra agents --extra mcp --constraint requirements.lock --output-file requirements-dev.lock pyproject.toml
 	@! grep -nE '://|^-|file:|^ *[^ #a-z]' requirements.lock requirements-dev.lock | grep -v -- '--hash=sha256:'
 
 clean: ## remove .venv and caches; data/ stays

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import collections
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -28,6 +28,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     yield  # the last lines are ours
     for reason, count in config.stash[MISSING].items():
         terminalreporter.write_line(f"NOT TESTED: {count} cases without {reason}", yellow=True, bold=True)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # one of several processes: its starter prints the last lines
+        session.config.workeroutput["missing"] = dict(session.config.stash[MISSING])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[MISSING].update(getattr(node, "workeroutput", {}).get("missing", {}))
 
 
 @pytest.fixture(scope="session")

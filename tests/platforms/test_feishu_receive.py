@@ -175,6 +175,19 @@ def test_the_unsigned_challenge_with_a_wrong_token_is_403():
         b"",
         b"[]",
     ],
+    ids=[
+        "a clear challenge",
+        "another key",
+        "an event",
+        "an event that calls itself a challenge",
+        "a list inside",
+        "no JSON inside",
+        "too short to decrypt",
+        "a number",
+        "half an object",
+        "nothing",
+        "a list",
+    ],
 )
 def test_whatever_else_comes_unsigned_gets_one_and_the_same_refusal(body):
     with pytest.raises(BadSignature, match="not signed"):
