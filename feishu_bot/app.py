@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from feishu_bot.config import BotSettings
     from feishu_bot.model import InboundMessage
+    from feishu_bot.planner import Planner
     from feishu_bot.platforms.base import Platform
     from feishu_bot.store.work import Committed, Outcome, Planned, Transaction, Work
 
@@ -122,7 +123,7 @@ class App:
             self.access,
             recorded=self.worker.nudge,
             wants_events=lambda: self.plugins.wants_events,
-            is_order=self.pipeline.is_order,
+            is_order=self.pipeline.planner.is_order,
             told=self._told,
         )
         self.metrics = Metrics(self.intake.counts, self._gauges, process.peers)
@@ -241,7 +242,9 @@ class App:
         log.info("ready", extra={"url": url, "version": __version__})
 
     async def _open_store(self) -> None:
-        planner: Any = self.pipeline if self._reached is None else _Watched(self.pipeline, self._reached)
+        planner: Any = self.pipeline.planner
+        if self._reached is not None:
+            planner = _Watched(planner, self._reached)
         told = False
         await self.backups.refuse_damaged()
         while True:
@@ -399,19 +402,19 @@ class App:
 
 
 class _Watched:
-    """The pipeline as planner, telling that a lane has been claimed (step 4) before its work begins (step 5)."""
+    """The planner, telling that a lane has been claimed (step 4) before its work begins (step 5)."""
 
-    def __init__(self, pipeline: Pipeline, reached: Callable[[str], None]) -> None:
-        self._pipeline = pipeline
+    def __init__(self, planner: Planner, reached: Callable[[str], None]) -> None:
+        self._planner = planner
         self._reached = reached
-        self.history_turns = pipeline.history_turns
+        self.history_turns = planner.history_turns
 
     def tenant(self, account: str) -> str:
-        return self._pipeline.tenant(account)
+        return self._planner.tenant(account)
 
     def plan(self, *args: Any, **keywords: Any) -> Planned:
         self._reached("claimed")
-        return self._pipeline.plan(*args, **keywords)
+        return self._planner.plan(*args, **keywords)
 
 
 def _milliseconds(length: timedelta | None) -> int | None:

@@ -66,7 +66,7 @@ class Operation:
             platforms=app.platforms,
             chat=lambda: app.settings.chat,
             reload=self.reload,
-            is_order=app.pipeline.is_order,
+            is_order=app.pipeline.planner.is_order,
             words=self._words,
         )
         self.alerts = Alerts(

@@ -1,7 +1,6 @@
-"""Steps 5 to 7: what a message needs, what is answered, and what that means for the record.
+"""Steps 6 and 7: what is answered, and what that means for the record.
 
-``plan`` decides inside the transaction that begins a message (no I/O); ``answer`` thinks with no transaction open
-and returns one value, the ``Outcome``, that one transaction stores.
+``answer`` thinks with no transaction open and returns one value, the ``Outcome``, that one transaction stores.
 """
 
 from __future__ import annotations
@@ -9,72 +8,50 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 import orjson
 
-from feishu_bot.access import Access, applies
 from feishu_bot.ai.tokens import count_tokens
-from feishu_bot.commands import CommandTable
 from feishu_bot.errors import BudgetExceeded
-from feishu_bot.groups import is_shared, metadata, question, with_speakers
+from feishu_bot.groups import metadata
 from feishu_bot.hooks import BudgetView, Context, ConversationView, Reply
 from feishu_bot.indicator import Indicator
 from feishu_bot.model import CallUsage, ChatType, End, InboundMessage, Target, make_key
-from feishu_bot.orders import ORDERS
+from feishu_bot.planner import Planner
 from feishu_bot.split import fit_text
 from feishu_bot.store import budgets as ledger
 from feishu_bot.store.amendments import amend
 from feishu_bot.store.quotes import CHAT
 from feishu_bot.store.work import (
     Change,
-    Charge,
-    ConversationState,
-    HistoryRow,
     NewConversation,
     NewMessage,
     NewPart,
     Outcome,
-    Planned,
     PlannedCall,
     Work,
 )
 from feishu_bot.texts import say
-from feishu_bot.windows import window_bounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from feishu_bot.ai.agent import Agent, AgentAnswer, CallPlan
-    from feishu_bot.commands import ParsedCommand
+    from feishu_bot.access import Access
+    from feishu_bot.ai.agent import Agent, AgentAnswer
     from feishu_bot.config import BotSettings
     from feishu_bot.hooks import StoredMessage
     from feishu_bot.model import BudgetRefusal
+    from feishu_bot.planner import Decision
     from feishu_bot.platforms.base import Platform
     from feishu_bot.plugins import Plugins
     from feishu_bot.store.store import Store
-    from feishu_bot.windows import Window
 
 log = logging.getLogger(__name__)
 
-MAX_ATTEMPTS: Final = 5
 TITLE_CHARS: Final = 50
-_LOOK_AGAIN_MS: Final = 60_000  # what waits, e.g. for the bot's own id, is looked at again at the latest then
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What ``plan`` decided for a message; ``message`` is as the platform judged it."""
-
-    kind: Literal["ignore", "expire", "dead", "refuse", "event", "command", "answer"]
-    message: InboundMessage
-    reason: str | None = None
-    sentence: str = ""
-    once: str | None = None  # a source of its own, where the sentence is said once only
-    command: ParsedCommand | None = None
-    call: CallPlan | None = None
 
 
 @dataclass(slots=True)
@@ -87,7 +64,7 @@ class _Said:
 
 
 class Pipeline:
-    """Decides and answers. One for all lanes; holds nothing of a message between two steps."""
+    """Answers what ``planner`` has decided. One for all lanes; holds nothing of a message between two steps."""
 
     def __init__(
         self,
@@ -100,155 +77,28 @@ class Pipeline:
         store: Store,
         holds: Callable[[str, bool], bool] = lambda _account, _asks_model: False,
     ) -> None:
+        self.planner = Planner(settings, agent=agent, platforms=platforms, access=access, holds=holds)
         self.configure(settings, agent)
-        self._holds = holds  # whether messages of an account, or those for a model, are kept for later
         self._platforms = platforms
         self._plugins = plugins
         self._access = access
         self._store = store
         self._zone = ZoneInfo(settings.schedule.timezone)
         self._keeps = settings.ai.conversation_persistence.enabled
-        self._tenants = {account: platform.settings.tenant for account, platform in platforms.items()}
-        self._windows: dict[Window, tuple[int, int | None]] = {}
-        self._commands = CommandTable(self._chat.command_prefix, self._chat.language, [])
         self.indicator = Indicator()
         # Told of a message (lane, inbox id) that was recalled or edited before it had ended.
         self.dropped: Callable[[str, int], None] = lambda _lane, _inbox_id: None
-        self.history_turns = settings.ai.conversation_persistence.max_history_turns if self._keeps else 0
 
     def configure(self, settings: BotSettings, agent: Agent) -> None:
         """Go on with other settings and another agent; what is being answered is answered with the old ones."""
         self._settings = settings
         self._chat = settings.chat
         self._agent = agent
-        within = settings.chat.answer_within
-        self._answer_within_ms = None if within is None else int(within.total_seconds() * 1000)
+        self.planner.configure(settings, agent)
 
     def load_commands(self) -> None:
         """Take the commands of the built-ins and of the plugins that have started."""
-        self._commands = CommandTable(
-            self._chat.command_prefix, self._chat.language, self._plugins.commands()
-        )
-
-    # ------------------------------------------------------------------------------------------- planning
-
-    def tenant(self, account: str) -> str:
-        return str(self._tenants.get(account, "default"))
-
-    def plan(
-        self,
-        message: InboundMessage,
-        conversation: ConversationState | None,
-        history: Sequence[HistoryRow],
-        *,
-        attempt: int,
-        received_at: int,
-        now_ms: int,
-    ) -> Planned:
-        """Decide what a message needs; runs on the writer's thread, so it is pure and quick."""
-        if message.account not in self._platforms and not self._too_old(received_at, now_ms):
-            # Switched off: there is nobody to answer through now.
-            return Planned(wait_ms=now_ms + _LOOK_AGAIN_MS)
-        if message.continues and conversation is None:
-            return Planned(Decision("ignore", message, "the conversation was deleted"))
-        if message.kind == "event":
-            return Planned(Decision("event" if attempt <= MAX_ATTEMPTS else "ignore", message, "event"))
-        if message.addressed is None:
-            judged = self._judge(message)
-            if judged is None and not self._too_old(received_at, now_ms):
-                return Planned(wait_ms=now_ms + _LOOK_AGAIN_MS)
-            message = judged or replace(message, addressed=False)
-            if not message.addressed and self._chat.require_at_in_groups:
-                return Planned(Decision("ignore", message, "not addressed"))
-        decision = self._decide(message, attempt, received_at, now_ms)
-        if self._is_held(decision):
-            return Planned(wait_ms=now_ms + _LOOK_AGAIN_MS)
-        if decision.kind != "answer" or not self._settings.ai.enabled:
-            return Planned(decision)
-        model, scope = self._settings.ai.model, self._chat.scope
-        if is_shared(message, scope):
-            history = with_speakers(history, model)
-        call = self._agent.plan(history, *question(message, scope, model))
-        return Planned(
-            replace(decision, call=call),
-            PlannedCall(call.model, call.prompt_tokens, call.reserve_tokens, self._charges(message, now_ms)),
-        )
-
-    def _judge(self, message: InboundMessage) -> InboundMessage | None:
-        """Return the message as its platform judges it; None while the bot's own id is unknown."""
-        platform = self._platforms.get(message.account)
-        judged = platform.judge(message) if platform is not None else replace(message, addressed=True)
-        if judged is None:
-            return None
-        if judged.addressed is None:
-            judged = replace(judged, addressed=judged.quotes_bot)
-        if (
-            judged.addressed and judged.tokens is None and judged.text
-        ):  # it was counted with the mention in it
-            judged = replace(judged, tokens=count_tokens(judged.text, self._settings.ai.model))
-        return judged
-
-    def _is_held(self, decision: Decision) -> bool:
-        """Say whether an operator wants this to wait; his own orders never do."""
-        if decision.kind == "expire" or not self._holds(
-            decision.message.account, decision.kind == "answer" and self._settings.ai.enabled
-        ):
-            return False
-        return not (decision.command is not None and self.is_order(decision.message))
-
-    def is_order(self, message: InboundMessage) -> bool:
-        """Say whether a message is an operator's order to go on or to stop."""
-        if not self._access.is_admin(message):
-            return False
-        parsed = self._commands.parse(message.text)
-        command = None if parsed is None else self._commands.find(parsed.name)
-        return command is not None and command.name in ORDERS
-
-    def _too_old(self, received_at: int, now_ms: int) -> bool:
-        return self._answer_within_ms is not None and now_ms - received_at > self._answer_within_ms
-
-    def _decide(self, message: InboundMessage, attempt: int, received_at: int, now_ms: int) -> Decision:
-        if self._too_old(received_at, now_ms):
-            # The sweep has passed it by; one note per chat and minute.
-            once = make_key(
-                "expired", message.account, str(now_ms // 60_000), message.chat_id, message.sender_id
-            )
-            return Decision("expire", message, "too old to answer", self._say("expired", count=1), once)
-        if message.reply_before_ms is not None and now_ms > message.reply_before_ms:
-            return Decision("expire", message, "the platform's reply window has closed")
-        if attempt > MAX_ATTEMPTS:
-            return Decision("dead", message, f"gave up after {MAX_ATTEMPTS} attempts")
-        if not self._access.allows(message):
-            day = datetime.fromtimestamp(now_ms / 1000, UTC).astimezone(self._zone).date()
-            once = make_key("access", message.account, day.isoformat(), message.chat_id, message.sender_id)
-            return Decision("refuse", message, "access", self._say("no_access"), once)
-        if message.unreadable is not None:
-            key = "bare_mention" if message.unreadable == "mention" else "cannot_read"
-            return Decision("refuse", message, f"cannot read: {message.unreadable}", self._say(key))
-        command = self._commands.parse(message.text)
-        if command is not None:
-            return Decision("command", message, command=command)
-        limit = self._chat.max_input_tokens
-        if (message.tokens or 0) > limit:
-            sentence = self._say("too_long", tokens=message.tokens, limit=limit)
-            return Decision("refuse", message, "too long", sentence)
-        return Decision("answer", message)
-
-    def _charges(self, message: InboundMessage, now_ms: int) -> tuple[Charge, ...]:
-        """Return the budget rows a call of this speaker is held against."""
-        charges = []
-        for budget in self._settings.budgets:
-            if applies(budget.match, message):
-                start, end = self._bounds(budget.window, now_ms)
-                charges.append(Charge(budget.name, message.person, start, budget.limit_tokens, end))
-        return tuple(charges)
-
-    def _bounds(self, window: Window, now_ms: int) -> tuple[int, int | None]:
-        """Return a window's bounds; the calendar is asked once per window, not once per message."""
-        known = self._windows.get(window)
-        if known is None or now_ms < known[0] or (known[1] is not None and now_ms >= known[1]):
-            known = self._windows[window] = window_bounds(window, now_ms, self._zone)
-        return known
+        self.planner.load_commands(self._plugins.commands())
 
     # ------------------------------------------------------------------------------------------ answering
 
@@ -298,10 +148,10 @@ class Pipeline:
         parsed = decision.command
         assert parsed is not None  # noqa: S101  # the decision is made with it
         context = self._context(work, decision.message)
-        command = self._commands.find(parsed.name)
+        command = self.planner.commands.find(parsed.name)
         shown = self._chat.command_prefix + parsed.name
         if command is None:
-            nearest = self._commands.nearest(parsed.name, is_admin=context.is_admin)
+            nearest = self.planner.commands.nearest(parsed.name, is_admin=context.is_admin)
             hint = self._say("nearest", command=self._chat.command_prefix + nearest) if nearest else ""
             reply: Reply | None = Reply(self._say("unknown_command", command=shown, nearest=hint))
         elif command.admin_only and not context.is_admin:
@@ -344,7 +194,7 @@ class Pipeline:
     def _reserver(self, work: Work) -> Any:
         async def reserve(*, call: int, model: str, tokens: int) -> None:
             message: InboundMessage = work.planned.decision.message
-            charges = self._charges(message, self._store.now_ms())
+            charges = self.planner.charges(message, self._store.now_ms())
             output = self._settings.ai.max_output_tokens
             planned = PlannedCall(model, max(0, tokens - output), tokens, charges)
             refusal = await self._store.reserve(work, call, planned)
@@ -400,7 +250,7 @@ class Pipeline:
     def _given_up(self, work: Work, decision: Decision) -> Outcome:
         """End a message whose attempts all broke; only words meant for the model belong to the conversation."""
         message, outcome = decision.message, self._failed(work, decision, decision.reason or "", ())
-        if message.unreadable is None and self._commands.parse(message.text) is None:
+        if message.unreadable is None and self.planner.commands.parse(message.text) is None:
             return outcome
         return replace(outcome, messages=(), conversation=None)
 
@@ -509,7 +359,7 @@ class Pipeline:
             if state is None
             else ConversationView(state.id, state.title, state.message_count, state.total_tokens),
             history=cast("Sequence[StoredMessage]", work.history),  # rows with the same fields
-            commands=self._commands.commands,
+            commands=self.planner.commands.commands,
             is_admin=self._access.is_admin(message),
         )
 
@@ -519,7 +369,7 @@ class Pipeline:
 
     async def budgets_of(self, message: InboundMessage) -> list[BudgetView]:
         """Return every budget that applies to the speaker, with what is used of it now."""
-        charges = self._charges(message, self._store.now_ms())
+        charges = self.planner.charges(message, self._store.now_ms())
         found = await self._store.read(lambda tx: ledger.read_balances(tx, charges))
         windows = {b.name: b.window for b in self._settings.budgets}
         views = []

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from feishu_bot.errors import LeaseLost, StoreError, StoreUnavailable
 from feishu_bot.log import bind
 from feishu_bot.model import End
-from feishu_bot.pipeline import MAX_ATTEMPTS
+from feishu_bot.planner import MAX_ATTEMPTS
 from feishu_bot.store import cleanup, leases
 from feishu_bot.store.work import Lease, NoWork, Outcome, Work
 from feishu_bot.turns import Turns
