@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 from feishu_bot.ai.chat_model import ChatMessage, ChatRequest, ReportedUsage, TextDelta
 from feishu_bot.ai.history import choose_history
+from feishu_bot.ai.images import image_tokens, most_image_tokens, takes_images
 from feishu_bot.ai.models import ECHO, context_window
 from feishu_bot.ai.tokens import (
     TOKENS_PER_MESSAGE,
@@ -30,7 +31,7 @@ from feishu_bot.model import CallUsage
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from feishu_bot.ai.chat_model import ChatModel
+    from feishu_bot.ai.chat_model import ChatModel, Image
     from feishu_bot.ai.history import HistoryRow
     from feishu_bot.config import AISettings
     from feishu_bot.model import BudgetRefusal
@@ -121,14 +122,17 @@ class Agent:
         user_tokens: int,
         *,
         model: str | None = None,
+        images: int = 0,
     ) -> CallPlan:
         """Return the first call for a user's text.
 
         ``history_rows`` begin with role, content and tokens, oldest first; those stored without a count are counted.
-        ``model`` stands in for the configured one, e.g. where a budget degrades. No I/O.
+        ``model`` stands in for the configured one, e.g. where a budget degrades. ``images``: how many pictures go
+        along, which are reserved for as the largest there can be until ``with_images`` has them. No I/O.
         """
         settings = self._settings
         name = model or settings.model
+        user_tokens += images * most_image_tokens(name, settings.image_detail)
         head = self._system
         head_counts = self._head_counts(name)
         persistence = settings.conversation_persistence
@@ -144,6 +148,20 @@ class Agent:
             (*head_counts, *history.counts, user_tokens),
             len(head),
         )
+
+    def takes_images(self, model: str | None = None) -> bool:
+        """Return whether a model, by default the configured one, is given users' pictures."""
+        return takes_images(model or self._settings.model, self._settings.images)
+
+    def with_images(self, plan: CallPlan, images: Sequence[Image]) -> CallPlan:
+        """Return the call with the pictures that were planned for, counted by their sizes.
+
+        What is reserved stays.
+        """
+        *others, question = plan.messages
+        question = question._replace(images=tuple(images))
+        counts = (*plan.counts[:-1], _tokens(question, plan.model))
+        return replace(plan, messages=(*others, question), counts=counts, prompt_tokens=prompt_tokens(counts))
 
     async def answer(
         self, plan: CallPlan, *, reserve: Reserve, on_text: Callable[[str], None] | None = None
@@ -221,6 +239,8 @@ class Agent:
         if failure.retry and tries.again(plan.model):
             return plan
         model = tries.next_fallback()
+        while model is not None and plan.messages[-1].images and not self.takes_images(model):
+            model = tries.next_fallback()
         return None if model is None else self._for_model(plan, model)
 
     def _shortened(self, plan: CallPlan) -> CallPlan:
@@ -244,7 +264,9 @@ class Agent:
         """Return the same call to another model, counted anew if that one counts differently."""
         counts = plan.counts
         if encoding_name(model) != encoding_name(plan.model):
-            counts = tuple([count_tokens(message.content, model) for message in plan.messages])
+            counts = tuple([_tokens(message, model) for message in plan.messages])
+        elif plan.messages[-1].images:
+            counts = (*counts[:-1], _tokens(plan.messages[-1], model))
         return self._make(model, plan.messages, counts, plan.fixed)
 
     def _wait_s(self, failure: ModelError) -> float:
@@ -323,6 +345,12 @@ class _Tries:
 
     def next_fallback(self) -> str | None:
         return next(self._fallbacks, None)
+
+
+def _tokens(message: ChatMessage, model: str) -> int:
+    """Count a message with its pictures."""
+    words = count_tokens(message.content, model)
+    return words + sum(image_tokens(model, i.width, i.height, i.detail) for i in message.images)
 
 
 def _counted(rows: Sequence[HistoryRow], model: str) -> Sequence[HistoryRow]:

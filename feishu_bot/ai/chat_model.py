@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 Role = Literal["system", "user", "assistant", "tool"]
+Detail = Literal["low", "high"]
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A picture of a user's: the file, its kind (``image/png``, …), and its size in pixels."""
+
+    data: bytes = field(repr=False)
+    media_type: str
+    width: int
+    height: int
+    detail: Detail = "high"
 
 
 class ChatMessage(NamedTuple):
-    """One message of a prompt."""
+    """One message of a prompt. ``images`` go along with its words."""
 
     role: Role
     content: str
+    images: tuple[Image, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from base64 import b64encode
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -12,7 +13,7 @@ import aiohttp
 import orjson
 from yarl import URL
 
-from feishu_bot.ai.chat_model import ChatMessage, TextDelta
+from feishu_bot.ai.chat_model import TextDelta
 from feishu_bot.ai.completion import Completion, clean_reason, http_error
 from feishu_bot.errors import ConfigError, ModelError
 from feishu_bot.network import proxy_for, ssl_context
@@ -20,7 +21,7 @@ from feishu_bot.network import proxy_for, ssl_context
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from feishu_bot.ai.chat_model import ChatRequest, ModelEvent
+    from feishu_bot.ai.chat_model import ChatMessage, ChatRequest, Image, ModelEvent
     from feishu_bot.config import NetworkSettings, Secrets
 
 OPENAI_HOST: Final = "api.openai.com"
@@ -167,7 +168,7 @@ def _timeout(total_s: float) -> aiohttp.ClientTimeout:
 def _body(request: ChatRequest, dialect: _Dialect) -> bytes:
     body: dict[str, Any] = {
         "model": request.model,
-        "messages": list(map(_as_user, request.messages)),
+        "messages": [_message(message, message.content) for message in request.messages],
         dialect.limit: request.max_output_tokens,
         "stream": True,
     }
@@ -176,18 +177,26 @@ def _body(request: ChatRequest, dialect: _Dialect) -> bytes:
     try:
         return orjson.dumps(body)
     except TypeError:  # half surrogate pairs, which JSON in UTF-8 cannot hold
-        body["messages"] = [
-            {"role": message.role, "content": _whole(message.content)}
-            for message in map(_as_user, request.messages)
-        ]
+        body["messages"] = [_message(message, _whole(message.content)) for message in request.messages]
         return orjson.dumps(body)
 
 
-def _as_user(message: ChatMessage) -> ChatMessage:
-    """Return a stored tool result as something said to the model: a bare "tool" message is refused."""
-    if message.role != "tool":
-        return message
-    return ChatMessage("user", f"[tool result]\n{message.content}")
+def _message(message: ChatMessage, words: str) -> dict[str, Any]:
+    """Return a message as it travels.
+
+    A stored tool result is something said to the model: a bare "tool" message is refused.
+    """
+    if message.role == "tool":
+        return {"role": "user", "content": f"[tool result]\n{words}"}
+    if not message.images:
+        return {"role": message.role, "content": words}
+    parts: list[dict[str, Any]] = [{"type": "text", "text": words}] if words.strip() else []
+    return {"role": message.role, "content": parts + list(map(_picture, message.images))}
+
+
+def _picture(image: Image) -> dict[str, Any]:
+    url = f"data:{image.media_type};base64,{b64encode(image.data).decode()}"
+    return {"type": "image_url", "image_url": {"url": url, "detail": image.detail}}
 
 
 def _whole(text: str) -> str:

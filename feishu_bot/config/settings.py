@@ -379,6 +379,12 @@ class AISettings(Settings):
     system_prompt: str = Field("You are a helpful assistant.", description="stands before every history")
     max_output_tokens: Count = Field(1024, description="the longest answer")
     timeout_s: float = Field(60.0, gt=0, le=3600, description="per attempt")
+    images: bool | None = Field(
+        None, description="whether the model is given users' pictures; null: if it is known to take them"
+    )
+    image_detail: Literal["low", "high"] = Field(
+        "high", description="how closely it looks: low costs 85 tokens a picture, high up to 1445 (gpt-4o)"
+    )
     max_calls: int = Field(
         200, ge=1, le=100_000, description="calls to one model at once, by each process; others wait"
     )

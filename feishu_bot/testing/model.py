@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from base64 import b64decode
 from collections import deque
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 import orjson
 from aiohttp import web
 
+from feishu_bot.ai.images import image_tokens, read_image
 from feishu_bot.ai.tokens import count_tokens, prompt_tokens
 
 if TYPE_CHECKING:
@@ -216,7 +218,7 @@ class FakeModelServer:
             return "", "content_filter"
         text = behaviour.text
         if text is None:
-            asked = [m["content"] for m in body["messages"] if m["role"] == "user"]
+            asked = [_words(m["content"]) for m in body["messages"] if m["role"] == "user"]
             text = self.answer(asked[-1] if asked else "")
         limit = body.get("max_completion_tokens") or body.get("max_tokens")
         if limit is None or count_tokens(text, _COUNTED_BY) <= limit:
@@ -230,7 +232,7 @@ class FakeModelServer:
     ) -> RecordedRequest:
         prompt = output = 0
         if behaviour.kind not in {"status", "too_long"}:
-            prompt = prompt_tokens([count_tokens(m["content"], _COUNTED_BY) for m in body["messages"]])
+            prompt = prompt_tokens([_tokens(m["content"]) for m in body["messages"]])
             output = 0 if behaviour.kind in {"html", "nothing"} else count_tokens(text, _COUNTED_BY)
         record = RecordedRequest(
             model=body.get("model", ""),
@@ -247,6 +249,24 @@ class FakeModelServer:
         self.prompt_tokens += prompt
         self.output_tokens += output
         return record
+
+
+def _words(content: str | list[dict[str, Any]]) -> str:
+    """Return the words of a message, whose content may be a list of parts."""
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")
+
+
+def _tokens(content: str | list[dict[str, Any]]) -> int:
+    """Count a message's words, and its pictures by OpenAI's rule for gpt-4o."""
+    tokens = count_tokens(_words(content), _COUNTED_BY)
+    for part in content if isinstance(content, list) else ():
+        if part["type"] == "image_url":
+            shown = part["image_url"]
+            image = read_image(b64decode(shown["url"].partition(",")[2]), shown.get("detail", "high"))
+            tokens += image_tokens(_COUNTED_BY, image.width, image.height, image.detail)
+    return tokens
 
 
 def _refusal(behaviour: Behaviour) -> web.Response | None:
