@@ -2,11 +2,13 @@
 #
 # ARGS goes to the command at the end:  make run ARGS="--port 9000"    make test ARGS="-x -k budgets"
 # TESTS narrows the tests:              make test TESTS=tests/store
+# PROCESSES is how many run the tests:  make test PROCESSES=0 ARGS=--pdb   (4, with TESTS 0: the one itself)
 # PYTHON names the interpreter:         make run PYTHON=/opt/python/bin/python3
 
 CONFIG ?= config.yaml
 TESTS ?=
 ARGS ?=
+PROCESSES ?= $(if $(TESTS),0,4)
 PYTHON ?=
 
 VENV := .venv
@@ -26,7 +28,7 @@ run: environment ## start the server with config.yaml (CONFIG=..., ARGS=...)
 	@exec $(BIN) bot.py run --config "$$CONFIG" $(ARGS)
 
 test: environment-dev ## all tests (TESTS=..., ARGS=..., REQUIRE_SERVICES=1)
-	@exec $(BIN) -m pytest $(TESTS) $(ARGS)
+	@exec $(BIN) -m pytest -n $(PROCESSES) --dist worksteal $(TESTS) $(ARGS)
 
 check: environment-dev ## format, lint, types
 	@failed=0; \

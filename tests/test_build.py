@@ -142,4 +142,4 @@ def test_make_alone_lists_every_target(checkout):
 
 def test_tests_and_arguments_reach_pytest(checkout):
     checkout.make("test", "TESTS=tests/store tests/ai", "ARGS=-x")
-    assert "-m pytest tests/store tests/ai -x\n" in checkout.calls.read_text()
+    assert "-m pytest -n 0 --dist worksteal tests/store tests/ai -x\n" in checkout.calls.read_text()

@@ -9,9 +9,10 @@ import subprocess
 import sys
 
 import pytest
-from sqlalchemy import inspect, make_url, text
+from sqlalchemy import inspect, make_url, select, text
 
 from feishu_bot.store.engine import open_engine
+from feishu_bot.store.schema import inbox
 from tests.databases import Databases, Names
 from tests.isolation import NetworkRefused
 
@@ -92,3 +93,38 @@ async def test_loopback_is_open_by_address_and_by_name():
 
 def test_settings_and_proxies_of_the_caller_are_not_seen():
     assert not [name for name in os.environ if name.upper().endswith("_PROXY") or name.startswith("FEISHU_")]
+
+
+def test_a_database_that_is_given_again_is_as_new(databases: Databases, db_url):
+    kind = make_url(db_url).drivername
+    ids = []
+    for _ in range(2):
+        with databases.database(kind) as url:
+            engine = open_engine(url)
+            with engine.begin() as connection:
+                connection.execute(
+                    inbox.insert().values(
+                        account="web", event_key="1", lane_key="1", payload="{}", state="open", received_at=0
+                    )
+                )
+                ids += connection.execute(select(inbox.c.id)).scalars()
+            engine.dispose()
+    assert ids == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "change", ["CREATE TABLE visitors (name VARCHAR(40))", "UPDATE alembic_version SET version_num = 'other'"]
+)
+def test_a_database_whose_schema_was_changed_is_not_given_again(databases: Databases, db_url, change):
+    kind = make_url(db_url).drivername
+    with databases.database(kind) as url:
+        engine = open_engine(url)
+        with engine.begin() as connection:
+            connection.execute(text(change))
+        engine.dispose()
+    with databases.database(kind) as url:
+        engine = open_engine(url)
+        assert not inspect(engine).has_table("visitors")
+        with engine.connect() as connection:
+            assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one() != "other"
+        engine.dispose()
