@@ -275,7 +275,8 @@ class App:
         self._open = True
 
     def _bot_for(self, plugin: str) -> ChatBot:
-        return ChatBot(self.pipeline, self.settings.plugins.settings.get(plugin, {}))
+        own = self.settings.plugins.settings.get(plugin, {})
+        return ChatBot(self.pipeline, own, sent=self.delivery.nudge)
 
     async def stop(self) -> None:
         """Stop accepting, finish or give back what runs, flush the outbox, close."""

@@ -9,11 +9,13 @@ import secrets
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
-from feishu_bot.errors import RetryLater, StoreUnavailable, Undeliverable
+import orjson
+
+from feishu_bot.errors import NotConnected, RetryLater, StoreUnavailable, Undeliverable
 from feishu_bot.model import Outgoing, make_key
 from feishu_bot.pace import Pace
-from feishu_bot.pipeline import read_part
-from feishu_bot.store.waiting import hasten, waiting_parts
+from feishu_bot.pipeline import CALL, read_part
+from feishu_bot.store.waiting import NOT_CONNECTED, hasten, left_by_others, waiting_parts
 from feishu_bot.store.work import Lease, PartToSend, SendResult, SendStep
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Delivery:
         self._store = store
         self._platforms = platforms
         self._keep_texts = keep_texts
+        self._sharers = sharers
         self._reached = reached  # told of each step; tests stop the process there
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._again: set[str] = set()
@@ -101,6 +104,20 @@ class Delivery:
                         self.nudge(lane)
         except StoreUnavailable as error:
             log.warning("store unavailable", extra={"step": "hasten", "reason": str(error)})
+
+    async def gather(self) -> None:
+        """Send what other processes could not, having no client of the platform. Raises StoreUnavailable."""
+        if self._stopping or self._sharers() < 2:  # noqa: PLR2004  # this process and another
+            return
+        for account, platform in self._platforms.items():
+            if not platform.has_socket:
+                continue
+            left = await self._store.read(partial(left_by_others, account=account, most=_HASTENED))
+            keys = sorted({lane for lane, payload in left if platform.reaches(read_part(payload)[0])})
+            if keys:
+                await self._store.run(partial(hasten, account=account, lane_keys=keys))
+                for lane in keys:
+                    self.nudge(lane)
 
     async def stop(self, grace_s: float) -> None:
         """Finish what is being sent, for at most ``grace_s`` seconds."""
@@ -177,7 +194,7 @@ class Delivery:
             return self._ended(part, "expired", "the platform's reply window has closed")
         try:
             async with self._limits[part.account]:
-                sent_id = await platform.send(outgoing)
+                sent_id = await _hand_over(outgoing, platform)
         except Undeliverable as error:
             self.given_up += 1
             log.warning("reply refused", extra={"part": f"out-{part.id}", "reason": error.reason})
@@ -244,11 +261,23 @@ class Delivery:
         return SendResult(
             part.id,
             "pending",
-            error=error.reason,
+            error=NOT_CONNECTED if isinstance(error, NotConnected) else error.reason,
             not_before=now + int(pause_s * 1000),
             outcome_unknown=error.outcome_unknown,
             aside=alone and part.attempts >= ASIDE_AFTER and not part.lease.lane_key.startswith("aside:"),
         )
+
+
+async def _hand_over(outgoing: Outgoing, platform: Platform) -> str | None:
+    """Send a part, or make the call that it is."""
+    if outgoing.kind != CALL:
+        return await platform.send(outgoing)
+    if not platform.takes_calls:
+        raise Undeliverable("this account takes no calls any more")
+    call = orjson.loads(outgoing.text)
+    self_id = outgoing.target.extra.get("self_id") or ""
+    await platform.call(call["action"], call["params"], self_id=self_id)
+    return None
 
 
 def _paces(platform: Platform, sharers: Callable[[], int]) -> tuple[Pace | None, Pace | None]:

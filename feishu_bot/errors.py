@@ -162,6 +162,13 @@ class RetryLater(DeliveryError):
         self.chat_only = chat_only
 
 
+class NotConnected(RetryLater):
+    """This process has no way to the platform now; another process, or this one later, may have.
+
+    Nothing was sent by this attempt.
+    """
+
+
 class Undeliverable(DeliveryError):
     """The platform will never take this part.
 

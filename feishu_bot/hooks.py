@@ -67,6 +67,22 @@ class Bot(Protocol):
     async def budgets(self, message: InboundMessage) -> Sequence[BudgetView]:
         """Return every budget that applies to the speaker of ``message``."""
 
+    async def call(self, where: InboundMessage | str, action: str, /, **params: Any) -> Any:
+        """Make a call of the platform's own API now, and return its data.
+
+        ``where``: a message or event of the account, or the account's name. Nothing is recorded: if the server
+        dies, or no client is connected to this process, the call is not made. Raises
+        ``feishu_bot.errors.RetryLater`` or ``Undeliverable``, also on platforms without such an API.
+        """
+
+    async def call_later(self, message: InboundMessage, action: str, /, **params: Any) -> None:
+        """Record a call of the platform's own API, to be made as soon as it can be reached.
+
+        It is made by whichever process has the connection, within a day, and again while its outcome is unknown: it
+        must do no harm twice. The same call about the same message is recorded once. Raises
+        ``feishu_bot.errors.Undeliverable`` on platforms without such an API, TypeError for what is no JSON.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class Context:

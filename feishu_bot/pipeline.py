@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from zoneinfo import ZoneInfo
 import orjson
 
 from feishu_bot.ai.tokens import count_tokens
-from feishu_bot.errors import BudgetExceeded
+from feishu_bot.errors import BudgetExceeded, Undeliverable
 from feishu_bot.groups import metadata
 from feishu_bot.hooks import BudgetView, Context, ConversationView, Reply
 from feishu_bot.indicator import Indicator
@@ -23,6 +24,7 @@ from feishu_bot.model import CallUsage, ChatType, End, InboundMessage, Target, m
 from feishu_bot.planner import Planner
 from feishu_bot.split import fit_text
 from feishu_bot.store import budgets as ledger
+from feishu_bot.store import outbox
 from feishu_bot.store.amendments import amend
 from feishu_bot.store.quotes import CHAT
 from feishu_bot.store.work import (
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TITLE_CHARS: Final = 50
+CALL: Final = "call"  # the kind of a part that is a call of the platform's API: its text says which
 
 
 @dataclass(slots=True)
@@ -406,6 +409,36 @@ class Pipeline:
             return None
         return part_payload(Target.of(message), self._say("closing"))
 
+    def callable_platform(self, account: str) -> Platform:
+        """Return an account on which plugins may make calls. Raises Undeliverable with the reason."""
+        platform = self._platforms.get(account)
+        if platform is None:
+            raise Undeliverable(f"{account} is no account that is enabled")
+        if not platform.takes_calls:
+            raise Undeliverable(f"plugins cannot make calls on {account}, which is of type {platform.name}")
+        return platform
+
+    def call_row(self, message: InboundMessage, action: str, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the outbox row of a call; the same call about the same message is one row."""
+        self.callable_platform(message.account)
+        call = orjson.dumps({"action": action, "params": params}, option=orjson.OPT_SORT_KEYS)
+        digest = hashlib.sha256(f"{message.event_key}\n".encode() + call).hexdigest()[:40]
+        source = make_key("call", message.account, digest)
+        target = replace(Target.of(message), reply_to=None, extra=_self_id(message))
+        return {
+            "source": source,
+            "kind": CALL,
+            "part": 0,
+            "lane_key": source,
+            "account": message.account,
+            "payload": part_payload(target, call.decode()),
+            "reply_before": None,
+        }
+
+    async def push(self, row: dict[str, Any]) -> None:
+        """Put a row into the outbox. Raises StoreUnavailable."""
+        await self._store.run(lambda tx: outbox.push(tx, [row]))
+
     @property
     def language(self) -> str:
         return self._chat.language
@@ -421,11 +454,18 @@ class Pipeline:
 
 
 class ChatBot:
-    """What commands and plugins may ask the server for."""
+    """What commands and plugins may ask the server for. ``sent`` is told of lanes with something to send."""
 
-    def __init__(self, pipeline: Pipeline, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        settings: Mapping[str, Any],
+        *,
+        sent: Callable[[str], None] = lambda _lane: None,
+    ) -> None:
         self._pipeline = pipeline
         self._settings = settings
+        self._sent = sent
 
     @property
     def language(self) -> str:
@@ -440,6 +480,22 @@ class ChatBot:
 
     async def budgets(self, message: InboundMessage) -> Sequence[BudgetView]:
         return await self._pipeline.budgets_of(message)
+
+    async def call(self, where: InboundMessage | str, action: str, /, **params: Any) -> Any:
+        if isinstance(where, str):
+            return await self._pipeline.callable_platform(where).call(action, params)
+        self_id = str(where.extra.get("self_id") or "")
+        return await self._pipeline.callable_platform(where.account).call(action, params, self_id=self_id)
+
+    async def call_later(self, message: InboundMessage, action: str, /, **params: Any) -> None:
+        row = self._pipeline.call_row(message, action, params)
+        await self._pipeline.push(row)
+        self._sent(row["lane_key"])
+
+
+def _self_id(message: InboundMessage) -> dict[str, Any]:
+    """Return by which of an account's bots a message came, as targets name it."""
+    return {name: value for name, value in message.extra.items() if name == "self_id"}
 
 
 def _chat_note(work: Work, message: InboundMessage) -> dict[str, Any]:

@@ -242,6 +242,8 @@ class Worker:
             try:
                 ready, to_send = await self._store.read(partial(leases.ready_lanes, most=most))
                 self.depth = await self._store.read(leases.depth)
+                if not self._leaving:
+                    await self._delivery.gather()
             except StoreUnavailable as error:
                 log.warning("store unavailable", extra={"step": "poll", "reason": str(error)})
                 self.unreachable = str(error)

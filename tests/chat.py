@@ -20,12 +20,19 @@ class PlainBot:
     language: str = "en"
     settings: Mapping[str, Any] = field(default_factory=dict)
     views: Sequence[BudgetView] = ()
+    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
 
     def local_time(self, instant_ms: int) -> str:
         return datetime.fromtimestamp(instant_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
 
     async def budgets(self, message: InboundMessage) -> Sequence[BudgetView]:
         return self.views
+
+    async def call(self, where: InboundMessage | str, action: str, /, **params: Any) -> Any:
+        self.calls.append((action, params))
+
+    async def call_later(self, message: InboundMessage, action: str, /, **params: Any) -> None:
+        self.calls.append((action, params))
 
 
 def context(

@@ -96,13 +96,17 @@ class Answers:
         return Outcome(outcome.work, End.DEAD, reason)
 
 
+async def no_others():
+    """There is no other process."""
+
+
 @asynccontextmanager
 async def working():
     record, answers, finished = Record(), Answers(), []
     worker = Worker(
         record,
         answers,
-        SimpleNamespace(lanes=[], nudge=lambda _lane: None, take=lambda _part: None),
+        SimpleNamespace(lanes=[], nudge=lambda _lane: None, take=lambda _part: None, gather=no_others),
         finished=lambda work, outcome, _committed: finished.append((work.lease.lane_key, outcome.end)),
         expired=lambda _ended: None,
         on_text=lambda _work: None,

@@ -550,8 +550,6 @@ def _warnings(settings: BotSettings) -> Iterator[str]:
     elif settings.server.workers > 1 and settings.ai.conversation_persistence.db_url.startswith("sqlite"):
         yield "server.workers: SQLite takes processes of one machine only; several need PostgreSQL or MariaDB"
     for name, account in settings.platforms.items():
-        if account.enabled and account.sends_by_socket and settings.server.workers > 1:
-            yield f"platforms.{name}: only the worker its client is connected to sends at once; set api_url"
         if account.enabled:
             for warning in account.warnings():
                 yield f"platforms.{name}: {warning}"

@@ -442,11 +442,6 @@ class PlatformSettings(Settings):
     messages_per_s: Rate = Field(None, description="sent by all processes together; null: no limit of ours")
     messages_per_chat_per_s: Rate = Field(None, description="the same, to one chat")
 
-    @property
-    def sends_by_socket(self) -> bool:
-        """Whether only the process that a client is connected to can send at once."""
-        return False
-
     def missing(self) -> list[str]:
         """Return the keys without which an enabled account cannot prove who sent an event, or answer."""
         return []

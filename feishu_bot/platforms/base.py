@@ -17,7 +17,7 @@ import orjson
 
 from feishu_bot import platforms
 from feishu_bot.config import NetworkSettings, PlatformSettings
-from feishu_bot.errors import BadPayload
+from feishu_bot.errors import BadPayload, Undeliverable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -100,6 +100,7 @@ class Platform(ABC):
     idempotent_for_s: ClassVar[float | None] = None  # how long equal keys are folded; None: for ever
     has_reply_window: ClassVar[bool] = False  # messages have a reply_before_ms; a note warns before it
     shows_typing: ClassVar[bool] = False  # it can be shown that an answer is being made
+    takes_calls: ClassVar[bool] = False  # plugins may make calls of the platform's own API
 
     def __init__(self, account: str, settings: Any, context: PlatformContext) -> None:
         self.account = account
@@ -116,6 +117,21 @@ class Platform(ABC):
     @abstractmethod
     async def send(self, outgoing: Outgoing) -> str | None:
         """Send one part and return the platform's id of it. Raises RetryLater or Undeliverable."""
+
+    def reaches(self, target: Target) -> bool:  # noqa: ARG002  # the signature for those who have a socket
+        """Say whether a client connected to this very process can send to a target now.
+
+        Parts that other processes could not send for want of a client are then sent by this one.
+        """
+        return False
+
+    async def call(self, action: str, params: Mapping[str, Any], *, self_id: str = "") -> Any:  # noqa: ARG002  # as above
+        """Make a call of the platform's own API, for a plugin, and return what it answers.
+
+        Only where ``takes_calls``. ``self_id``: by which bot, where the account has several. Raises RetryLater or
+        Undeliverable.
+        """
+        raise Undeliverable("plugins cannot make calls on this platform")
 
     @property
     def has_webhook(self) -> bool:

@@ -15,7 +15,15 @@ import orjson
 from pydantic import Field
 
 from feishu_bot.config import HttpUrl, PlatformSettings, Secrets
-from feishu_bot.errors import BadPayload, BadSignature, BadToken, DeliveryError, RetryLater, Undeliverable
+from feishu_bot.errors import (
+    BadPayload,
+    BadSignature,
+    BadToken,
+    DeliveryError,
+    NotConnected,
+    RetryLater,
+    Undeliverable,
+)
 from feishu_bot.model import ChatType, InboundMessage
 from feishu_bot.platforms.base import Platform, PlatformContext, Received, WebhookRequest, parse_json
 from feishu_bot.platforms.onebot_api import CALL_S, Answer, Caller, HttpApi, Peer, Peers, Recent, Role
@@ -79,11 +87,6 @@ class OneBotSettings(PlatformSettings):
         None, gt=0, description="an event whose time is further from now is refused (401); null: no check"
     )
 
-    @property
-    def sends_by_socket(self) -> bool:
-        """Whether only the process that a client is connected to can send at once."""
-        return self.api_url is None
-
     def missing(self) -> list[str]:
         """Return the keys without which this account cannot prove who sent an event."""
         return [] if self.secret or self.access_token or self.insecure else ["secret or access_token"]
@@ -99,6 +102,7 @@ class OneBot(Platform):
     name = "onebot"
     settings_type = OneBotSettings
     max_part_chars = 4500
+    takes_calls = True
     idempotent_for_s = 0.0
 
     settings: OneBotSettings
@@ -420,7 +424,7 @@ class OneBot(Platform):
     ) -> Answer:
         message = outgoing_message(text, quote=quote)
         try:
-            return await self.call(action, {**params, "message": message}, self_id=self_id)
+            return await self._call(action, {**params, "message": message}, self_id=self_id)
         except RetryLater as error:
             raise self._told(error) from None
 
@@ -430,7 +434,18 @@ class OneBot(Platform):
             return RetryLater(error.reason, after_s=self._ask_after_s, outcome_unknown=True)
         return error
 
-    async def call(self, action: str, params: Mapping[str, Any], *, self_id: str = "") -> Answer:
+    def reaches(self, target: Target) -> bool:
+        """Say whether the bot that speaks to a target has a socket of this process that takes calls."""
+        return bool(self._peers.for_calls(text_of(target.extra.get("self_id")) or self._only_bot()))
+
+    async def call(self, action: str, params: Mapping[str, Any], *, self_id: str = "") -> Any:
+        """Make a call for a plugin and return its ``data``. Raises RetryLater or Undeliverable."""
+        answer = await self._call(action, params, self_id=self_id or self._only_bot())
+        if not answer.ok:
+            raise answer.error()
+        return answer.data
+
+    async def _call(self, action: str, params: Mapping[str, Any], *, self_id: str) -> Answer:
         """Make an API call for a bot: by its WebSocket, or by HTTP where that is certain not to have been asked.
 
         Raises RetryLater or Undeliverable where there is no answer.
@@ -444,17 +459,16 @@ class OneBot(Platform):
                     raise
                 reason = error.reason
         if self._http is None:
-            raise RetryLater(reason, after_s=self._away_s)
-        if len(self._self_ids) > 1 and self_id and await self._http.owner() != self_id:
-            raise RetryLater(
-                f"bot {self_id} is not connected, and api_url is another's", after_s=self._away_s
-            )
+            raise NotConnected(reason, after_s=self._away_s)
         try:
+            if len(self._self_ids) > 1 and self_id and await self._http.owner() != self_id:
+                reason = f"bot {self_id} is not connected, and api_url is another's"
+                raise NotConnected(reason, after_s=self._away_s)
             return await self._http.call(action, params)
         except RetryLater as error:
             if error.outcome_unknown or error.after_s is not None:
                 raise
-            raise RetryLater(error.reason, after_s=self._away_s) from None
+            raise NotConnected(error.reason, after_s=self._away_s) from None
 
     def _only_bot(self) -> str:
         """Return the bot to speak for where the target names none, ``""`` where there are several."""
@@ -469,11 +483,11 @@ class OneBot(Platform):
         action = "get_group_msg_history" if group else "get_friend_msg_history"
         chat = {name: value for name, value in params.items() if group or name == "user_id"}
         try:
-            answer = await self.call(action, {**chat, "count": _HISTORY}, self_id=self_id)
+            answer = await self._call(action, {**chat, "count": _HISTORY}, self_id=self_id)
             if not answer.ok:
                 raise answer.error()
         except RetryLater as error:
-            raise RetryLater(error.reason, after_s=error.after_s, outcome_unknown=True) from None
+            raise type(error)(error.reason, after_s=error.after_s, outcome_unknown=True) from None
         except Undeliverable as error:
             raise Undeliverable(f"outcome unknown, the history cannot be asked: {error.reason}") from None
         history = History(answer.field("messages"), self_id)

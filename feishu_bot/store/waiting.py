@@ -1,8 +1,8 @@
-"""Parts that wait for another attempt, and are let go when there is a new way to their platform."""
+"""Parts that wait for another attempt, and are let go when there is a way to their platform."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import bindparam, literal_column, select, update
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from sqlalchemy import BindParameter
 
     from feishu_bot.store.work import Transaction
+
+NOT_CONNECTED: Final = "no client of the platform is connected to the process that tried"  # outbox.last_error
 
 # Written out, not bound, so that the index on unsent rows serves.
 _WAITS = (outbox.c.lane_key == lanes.c.key) & (outbox.c.state == literal_column(f"'{PENDING}'"))
@@ -27,6 +29,19 @@ _WAITING = (
         .correlate(lanes)
         .exists(),
     )
+    .limit(bindparam("most"))
+)
+_LEFT_BY_OTHERS = (
+    select(lanes.c.key, outbox.c.payload)
+    .select_from(lanes.join(outbox, _WAITS))
+    .where(
+        lanes.c.send_ready_at > bindparam("now"),
+        lanes.c.send_token.is_(None),
+        outbox.c.account == bindparam("account"),
+        outbox.c.not_before > bindparam("now"),
+        outbox.c.last_error == NOT_CONNECTED,
+    )
+    .order_by(outbox.c.id)
     .limit(bindparam("most"))
 )
 _KEYS: BindParameter[list[str]] = bindparam("keys", expanding=True)
@@ -51,6 +66,12 @@ def waiting_parts(tx: Transaction, account: str, most: int = 20_000) -> list[str
     """Return lanes that wait for the next attempt to send to this account."""
     found = tx.connection.execute(_WAITING, {"now": tx.now_ms, "account": account, "most": most})
     return list(found.scalars())
+
+
+def left_by_others(tx: Transaction, account: str, most: int = 500) -> list[tuple[str, str]]:
+    """Return lane and payload of parts that wait because whoever tried them had no way to the platform."""
+    found = tx.connection.execute(_LEFT_BY_OTHERS, {"now": tx.now_ms, "account": account, "most": most})
+    return [(row.key, row.payload) for row in found]
 
 
 def hasten(tx: Transaction, account: str, lane_keys: Sequence[str]) -> None:

@@ -99,6 +99,28 @@ def _meta(self_id: int, kind: str, **fields: Any) -> dict[str, Any]:
     }
 
 
+def request_event(
+    flag: str,
+    *,
+    kind: Literal["friend", "group"] = "friend",
+    user_id: int = USER_ID,
+    group_id: int = GROUP_ID,
+    self_id: int = SELF_ID,
+    comment: str = "",
+) -> dict[str, Any]:
+    """Return somebody's request to become a friend, or to join a group; its ``flag`` answers it."""
+    event = {
+        "time": int(time.time()),
+        "self_id": self_id,
+        "post_type": "request",
+        "request_type": kind,
+        "user_id": user_id,
+        "comment": comment,
+        "flag": flag,
+    }
+    return event | ({"sub_type": "add", "group_id": group_id} if kind == "group" else {})
+
+
 def sign(body: bytes, secret: str, *, self_id: int = SELF_ID) -> dict[str, str]:
     """Return the headers that prove an event posted over HTTP."""
     headers = {"content-type": "application/json", "x-self-id": str(self_id)}
@@ -175,8 +197,9 @@ class Link:
 class FakeOneBot:
     """One QQ account behind an implementation; ``async with FakeOneBot() as fake`` serves its API at ``fake.url``.
 
-    ``visible`` holds what the bot sent, ``calls`` every call as ``(transport, action, params)``. With
-    ``report_self`` the bot's own messages come back as events. ``no_history`` takes those actions away.
+    ``visible`` holds what the bot sent, ``calls`` every call as ``(transport, action, params)``, ``requests`` what
+    people have asked for by its flag, and whether it was approved (None: not answered yet). With ``report_self``
+    the bot's own messages come back as events. ``no_history`` takes those actions away.
     """
 
     def __init__(
@@ -196,6 +219,7 @@ class FakeOneBot:
         self.no_history = no_history
         self.visible: list[VisibleMessage] = []
         self.calls: list[tuple[str, str, dict[str, Any]]] = []
+        self.requests: dict[str, bool | None] = {}
         self.links: list[Link] = []
         self.sent = asyncio.Event()  # set by every message that becomes visible
         self.url = ""
@@ -266,10 +290,16 @@ class FakeOneBot:
     async def say(self, message: Message, **fields: Any) -> dict[str, Any]:
         """Say something in a chat: every open event socket is told. Returns the event."""
         event = self.make(message, **fields)
+        await self.tell(event)
+        return event
+
+    async def tell(self, event: Mapping[str, Any]) -> None:
+        """Tell every open event socket of something; requests are remembered by their flag."""
+        if event.get("post_type") == "request":
+            self.requests.setdefault(str(event["flag"]), None)
         for link in self.links:
             if link.role != "API":
                 await link.push(event)
-        return event
 
     async def post(
         self, url: str, event: Mapping[str, Any] | bytes, *, headers: Mapping[str, str] | None = None
@@ -420,6 +450,14 @@ class FakeOneBot:
                 name = "group_id" if "group" in action else "user_id"
                 found = self._of(_chat(**{name: params.get(name)}))
                 return _ok({"messages": found[-int(params.get("count", 20)) :]})
+            case "set_friend_add_request" | "set_group_add_request":
+                flag = str(params.get("flag"))
+                if self.requests.get(flag, False) is not None:
+                    return _failed(1200, "请求不存在或已处理")
+                self.requests[flag] = params.get("approve") is not False
+                return _ok(None)
+            case "get_group_member_info":
+                return self._member(params)
             case "get_login_info":
                 return _ok({"user_id": self.self_id, "nickname": "bot"})
             case "get_status":
@@ -427,6 +465,14 @@ class FakeOneBot:
             case "get_version_info":
                 return _ok({"app_name": "FakeOneBot", "protocol_version": "v11", "app_version": "1"})
         return _failed(1404 if by == "ws" else 200, f"不支持的Api {action}")
+
+    def _member(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return a member of a group as his last message there tells him."""
+        group, user = str(params.get("group_id")), str(params.get("user_id"))
+        for event in reversed(self._told):
+            if (str(event.get("group_id")), str(event["user_id"])) == (group, user):
+                return _ok({**event["sender"], "group_id": event["group_id"], "role": "member"})
+        return _failed(1200, "群成员不存在")
 
     def _of(self, chat: str) -> list[dict[str, Any]]:
         return [m for m in self._told if _chat(m.get("group_id"), m.get("target_id") or m["user_id"]) == chat]

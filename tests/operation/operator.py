@@ -60,3 +60,14 @@ def pids(bot: Bot) -> dict[int, int]:
         if command.exists():
             found[int(child)] = int(child)
     return dict(enumerate(sorted(found)))
+
+
+def served_by(bot: Bot, client_port: int) -> int:
+    """Return the pid of the worker that serves a client's connection."""
+    remote = f":{client_port:04X}"
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    inodes = {f"socket:[{line[9]}]" for line in lines if line[2].endswith(remote)}
+    for pid in pids(bot).values():
+        if any(str(fd.readlink()) in inodes for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()):
+            return pid
+    raise AssertionError("no worker serves it")

@@ -64,10 +64,3 @@ def test_the_token_in_a_custom_bots_url_is_shown_nowhere(tmp_path):
     assert "hush-hush" not in shown
     assert "bot/v2/hook/***" in found.render()
     assert {"11111111-token", "hush-hush"} <= found.secret_values()
-
-
-def test_an_account_that_sends_by_a_socket_alone_is_named_where_there_are_several_workers(tmp_path):
-    account = "platforms: {onebot: {enabled: true, access_token: a-token, api_url: null}}\n"
-    (warning,) = [w for w in loaded(tmp_path, account + "server: {workers: 2}").warnings if "onebot" in w]
-    assert "only the worker its client is connected to" in warning
-    assert not [w for w in loaded(tmp_path, account).warnings if "onebot" in w]

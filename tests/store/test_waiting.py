@@ -5,12 +5,14 @@ from __future__ import annotations
 from feishu_bot.store import outbox
 from feishu_bot.store.schema import lanes
 from feishu_bot.store.schema import outbox as parts
-from feishu_bot.store.waiting import hasten, waiting_parts
+from feishu_bot.store.waiting import NOT_CONNECTED, hasten, left_by_others, waiting_parts
 from feishu_bot.store.work import Lease, NoWork, PartToSend, SendResult
 from tests.transact import OWNER, Database
 
 
-def postponed(db: Database, lane: str, account: str = "onebot", *, for_ms: int = 60_000) -> PartToSend:
+def postponed(
+    db: Database, lane: str, account: str = "onebot", *, for_ms: int = 60_000, error: str | None = None
+) -> PartToSend:
     """Put a part into the outbox and try it in vain."""
     row = {
         "source": f"s-{lane}",
@@ -22,7 +24,7 @@ def postponed(db: Database, lane: str, account: str = "onebot", *, for_ms: int =
     }
     db.run(outbox.push, [row])
     part = db.step(lease(lane))
-    db.step(lease(lane), SendResult(part.id, "pending", not_before=db.clock() + for_ms))
+    db.step(lease(lane), SendResult(part.id, "pending", error=error, not_before=db.clock() + for_ms))
     return part
 
 
@@ -66,3 +68,15 @@ def test_no_more_lanes_are_named_than_asked_for_and_hastening_twice_is_as_once(d
     for _ in range(2):
         db.run(hasten, "onebot", list("edcba"))
     assert [p.not_before for p in db.rows(parts)] == [0] * 5
+
+
+def test_only_what_a_process_without_a_client_has_left_is_found_for_the_one_that_has_it(db):
+    postponed(db, "a", error=NOT_CONNECTED)
+    postponed(db, "b", error="1200 too fast")
+    postponed(db, "c", account="feishu", error=NOT_CONNECTED)
+    postponed(db, "d", error=NOT_CONNECTED)
+    db.run(hasten, "onebot", ["d"])
+    db.step(lease("d", "sending"))
+    assert db.run(left_by_others, "onebot") == [("a", "{}")]
+    db.run(hasten, "onebot", ["a"])
+    assert db.run(left_by_others, "onebot") == []
