@@ -25,6 +25,29 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+_TRANSLATED = ipaddress.ip_network("64:ff9b::/96")  # NAT64: an IPv4 address in its last bits
+
+
+def is_public(host: str) -> bool | None:
+    """Return whether an IP address is one of the internet's; None for a name, which says nothing.
+
+    IPv6 forms that carry an IPv4 address are as public as that one.
+    """
+    try:
+        address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if address in _TRANSLATED:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+        if inner is not None:
+            address = inner
+        elif address.teredo is not None:
+            return False
+    return address.is_global and not address.is_multicast
+
+
 def proxy_for(url: str, network: NetworkSettings | None) -> str | None:
     """Return the HTTP proxy to reach ``url`` by, or None for a direct connection.
 

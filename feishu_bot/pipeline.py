@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from zoneinfo import ZoneInfo
 import orjson
 
 from feishu_bot.ai.tokens import count_tokens
+from feishu_bot.attachments import Attachments, noted, placeholders
 from feishu_bot.errors import BudgetExceeded, Undeliverable
 from feishu_bot.groups import metadata
 from feishu_bot.hooks import BudgetView, Context, ConversationView, Reply
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from feishu_bot.access import Access
-    from feishu_bot.ai.agent import Agent, AgentAnswer
+    from feishu_bot.ai.agent import Agent, AgentAnswer, CallPlan
     from feishu_bot.config import BotSettings
     from feishu_bot.hooks import StoredMessage
     from feishu_bot.model import BudgetRefusal
@@ -89,6 +91,7 @@ class Pipeline:
         self._zone = ZoneInfo(settings.schedule.timezone)
         self._keeps = settings.ai.conversation_persistence.enabled
         self.indicator = Indicator()
+        self._attachments = Attachments()
         # Told of a message (lane, inbox id) that was recalled or edited before it had ended.
         self.dropped: Callable[[str, int], None] = lambda _lane, _inbox_id: None
 
@@ -183,8 +186,23 @@ class Pipeline:
             return self._note(work, decision, End.REFUSED, self._say("ai_off"))
         if work.refusal is not None:
             return self._over_budget(work, decision, work.refusal, ())
-        with self.indicator.watch(self._platforms.get(work.message.account), decision.message):
-            answer = await self._agent.answer(decision.call, reserve=self._reserver(work), on_text=on_text)
+        platform, message = self._platforms.get(work.message.account), decision.message
+        detail = self._settings.ai.image_detail
+        with self.indicator.watch(platform, message):
+            async with self._attachments.loaded(
+                platform, message, decision.attachments, detail=detail
+            ) as shown:
+                if shown.problem:
+                    sentence = self._say("not_loaded")
+                    return self._note(
+                        work, decision, End.REFUSED, sentence, reason=f"not loaded: {shown.problem}"
+                    )
+                call = decision.call
+                if shown.images or shown.words:
+                    call = await asyncio.to_thread(self._agent.enclose, call, shown.images, shown.words)
+                    if shown.words and (refused := await self._too_long(work, decision, call)):
+                        return refused
+                answer = await self._agent.answer(call, reserve=self._reserver(work), on_text=on_text)
         if answer.text is None:
             if answer.refusal is not None and answer.failure is None:
                 return self._over_budget(work, decision, answer.refusal, answer.calls)
@@ -193,6 +211,16 @@ class Pipeline:
         metadata = {"model": answer.model, "finish_reason": answer.finish}
         said = _Said(answer.text, used.output_tokens, metadata)
         return await self._answered(work, decision, context, said, answer.calls)
+
+    async def _too_long(self, work: Work, decision: Decision, call: CallPlan) -> Outcome | None:
+        """Refuse a question that a file has made longer than what is allowed, and reserved for."""
+        words, limit = call.messages[-1].content, self._chat.max_input_tokens
+        tokens = await asyncio.to_thread(count_tokens, words, call.model)
+        if tokens <= limit:
+            return None
+        return self._note(
+            work, decision, End.REFUSED, self._say("too_long", tokens=tokens, limit=limit), reason="too long"
+        )
 
     def _reserver(self, work: Work) -> Any:
         async def reserve(*, call: int, model: str, tokens: int) -> None:
@@ -296,13 +324,20 @@ class Pipeline:
         )
 
     def _user_message(self, work: Work, decision: Decision) -> NewMessage:
-        message = decision.message
-        noted = metadata(message, work.lease.lane_key)
+        message, shown = decision.message, decision.attachments
+        beside, content, tokens = metadata(message, work.lease.lane_key), message.text, message.tokens or 0
+        if shown:
+            words = placeholders(shown, self.language)
+            content = f"{content}\n{words}" if content else words
+            tokens, beside = (
+                count_tokens(content, self._settings.ai.model),
+                {**beside, "attachments": noted(shown)},
+            )
         return NewMessage(
             role="user",
-            content=message.text,
-            tokens=message.tokens or 0,
-            metadata_json=orjson.dumps(noted).decode() if noted else None,
+            content=content,
+            tokens=tokens,
+            metadata_json=orjson.dumps(beside).decode() if beside else None,
             sender_id=message.user_key,
             source_id=message.message_id,
             save_key=f"in:{work.inbox_id}:user",

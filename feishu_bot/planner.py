@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 
 from feishu_bot.access import Access, applies
 from feishu_bot.ai.tokens import count_tokens
+from feishu_bot.attachments import readable
 from feishu_bot.commands import CommandTable
 from feishu_bot.groups import is_shared, question, with_speakers
 from feishu_bot.model import InboundMessage, make_key
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from feishu_bot.commands import ParsedCommand
     from feishu_bot.config import BotSettings
     from feishu_bot.hooks import Command
+    from feishu_bot.model import Attachment
     from feishu_bot.platforms.base import Platform
     from feishu_bot.windows import Window
 
@@ -42,6 +44,7 @@ class Decision:
     once: str | None = None  # a source of its own, where the sentence is said once only
     command: ParsedCommand | None = None
     call: CallPlan | None = None
+    attachments: tuple[Attachment, ...] = ()  # that the model is shown
 
 
 class Planner:
@@ -115,7 +118,11 @@ class Planner:
         model, scope = self._settings.ai.model, self._chat.scope
         if is_shared(message, scope):
             history = with_speakers(history, model)
-        call = self._agent.plan(history, *question(message, scope, model))
+        shown = decision.attachments
+        images = sum(a.kind == "image" for a in shown)
+        room = self._chat.max_input_tokens - (message.tokens or 0) if len(shown) > images else 0
+        text, tokens = question(message, scope, model)
+        call = self._agent.plan(history, text, tokens, images=images, file_tokens=room)
         return Planned(
             replace(decision, call=call),
             PlannedCall(call.model, call.prompt_tokens, call.reserve_tokens, self.charges(message, now_ms)),
@@ -169,7 +176,8 @@ class Planner:
             day = datetime.fromtimestamp(now_ms / 1000, UTC).astimezone(self._zone).date()
             once = make_key("access", message.account, day.isoformat(), message.chat_id, message.sender_id)
             return Decision("refuse", message, "access", self._say("no_access"), once)
-        if message.unreadable is not None:
+        shown = self._shown(message)
+        if message.unreadable is not None and not shown:
             key = "bare_mention" if message.unreadable == "mention" else "cannot_read"
             return Decision("refuse", message, f"cannot read: {message.unreadable}", self._say(key))
         command = self.commands.parse(message.text)
@@ -179,7 +187,14 @@ class Planner:
         if (message.tokens or 0) > limit:
             sentence = self._say("too_long", tokens=message.tokens, limit=limit)
             return Decision("refuse", message, "too long", sentence)
-        return Decision("answer", message)
+        return Decision("answer", message, attachments=shown)
+
+    def _shown(self, message: InboundMessage) -> tuple[Attachment, ...]:
+        """Return what the model is shown beside the words."""
+        if not message.attachments or not self._settings.ai.enabled:
+            return ()
+        platform, agent = self._platforms.get(message.account), self._agent
+        return readable(message, platform, images=agent.takes_images(), files=agent.takes_files())
 
     def charges(self, message: InboundMessage, now_ms: int) -> tuple[Charge, ...]:
         """Return the budget rows a call of this speaker is held against."""

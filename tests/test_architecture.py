@@ -30,7 +30,7 @@ LAYERS: list[tuple[frozenset[str], bool]] = [
     ),  # plain rules, no I/O
     (frozenset({"store", "platforms", "ai", "hooks"}), APART),
     (frozenset({"state", "commands", "orders", "plugins"}), APART),
-    (frozenset({"groups", "indicator", "intake", "pipeline", "planner"}), TOGETHER),
+    (frozenset({"attachments", "groups", "indicator", "intake", "pipeline", "planner"}), TOGETHER),
     (
         frozenset({"worker", "delivery", "closing", "schedule", "backups", "waiters", "gate", "metrics"})
         | {"alerts", "controls", "peers", "push"},

@@ -123,16 +123,18 @@ class Agent:
         *,
         model: str | None = None,
         images: int = 0,
+        file_tokens: int = 0,
     ) -> CallPlan:
         """Return the first call for a user's text.
 
         ``history_rows`` begin with role, content and tokens, oldest first; those stored without a count are counted.
         ``model`` stands in for the configured one, e.g. where a budget degrades. ``images``: how many pictures go
-        along, which are reserved for as the largest there can be until ``with_images`` has them. No I/O.
+        along, reserved for as the largest there can be; ``file_tokens``: at most so many of a text file's. Both
+        follow by ``enclose``. No I/O.
         """
         settings = self._settings
         name = model or settings.model
-        user_tokens += images * most_image_tokens(name, settings.image_detail)
+        user_tokens += images * most_image_tokens(name, settings.image_detail) + file_tokens
         head = self._system
         head_counts = self._head_counts(name)
         persistence = settings.conversation_persistence
@@ -153,13 +155,20 @@ class Agent:
         """Return whether a model, by default the configured one, is given users' pictures."""
         return takes_images(model or self._settings.model, self._settings.images)
 
-    def with_images(self, plan: CallPlan, images: Sequence[Image]) -> CallPlan:
-        """Return the call with the pictures that were planned for, counted by their sizes.
+    def takes_files(self, model: str | None = None) -> bool:
+        """Return whether a model, by default the configured one, is given text files."""
+        return (model or self._settings.model) != ECHO
+
+    def enclose(self, plan: CallPlan, images: Sequence[Image], words: str = "") -> CallPlan:
+        """Return the call with the pictures and words that were planned for, counted as they are.
 
         What is reserved stays.
         """
         *others, question = plan.messages
-        question = question._replace(images=tuple(images))
+        content = (
+            f"{question.content}\n\n{words}" if question.content and words else question.content or words
+        )
+        question = question._replace(content=content, images=tuple(images))
         counts = (*plan.counts[:-1], _tokens(question, plan.model))
         return replace(plan, messages=(*others, question), counts=counts, prompt_tokens=prompt_tokens(counts))
 

@@ -22,7 +22,7 @@ from feishu_bot.errors import BadPayload, Undeliverable
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from feishu_bot.model import InboundMessage, Outgoing, Target
+    from feishu_bot.model import Attachment, InboundMessage, Outgoing, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,7 @@ class Platform(ABC):
     has_reply_window: ClassVar[bool] = False  # messages have a reply_before_ms; a note warns before it
     shows_typing: ClassVar[bool] = False  # it can be shown that an answer is being made
     takes_calls: ClassVar[bool] = False  # plugins may make calls of the platform's own API
+    fetches: ClassVar[frozenset[str]] = frozenset()  # kinds of attachments that ``fetch`` can get
 
     def __init__(self, account: str, settings: Any, context: PlatformContext) -> None:
         self.account = account
@@ -167,6 +168,14 @@ class Platform(ABC):
         One with ``quotes_bot`` replies to the bot, and is meant for it.
         """
         return message
+
+    async def fetch(self, message: InboundMessage, attachment: Attachment, *, max_bytes: int) -> bytes:  # noqa: ARG002  # as above
+        """Return an attachment of a message: an image or a file, of the kinds in ``fetches``.
+
+        Only from the platform's own server or a public HTTPS address, within some seconds. Raises RetryLater or
+        Undeliverable, also for one that is larger than ``max_bytes``.
+        """
+        raise Undeliverable(f"{attachment.kind}: this platform gives none")
 
     async def show_typing(self, target: Target) -> str | None:  # noqa: ARG002  # the signature for those who have it
         """Show that an answer to ``target.reply_to`` is being made; return what ``hide_typing`` takes it back by.

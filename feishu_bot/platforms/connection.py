@@ -22,6 +22,7 @@ MAX_WAIT_S = 3600.0
 
 _CONNECT_S = 5.0
 _TOTAL_S = 20.0
+_MAX_ANSWER_BYTES = 4 * 1024 * 1024
 _MAX_WORDS = 200
 _OK_STATUSES = range(200, 300)
 _UNAVAILABLE = HTTPStatus.SERVICE_UNAVAILABLE  # nobody took the request, so nothing was sent
@@ -30,11 +31,12 @@ _TOO_LARGE = frozenset({413, 414, 431})
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What came back: any status, with its headers (case-insensitive) and its whole body."""
+    """What came back: any status, with its headers (case-insensitive) and its body."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+    whole: bool = True  # False: the body was longer than what was asked for
 
 
 class Connection:
@@ -51,7 +53,13 @@ class Connection:
         self._session: aiohttp.ClientSession | None = None
 
     async def call(
-        self, method: str, path: str, body: bytes | None = None, *, authorization: str | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        authorization: str | None = None,
+        max_bytes: int = _MAX_ANSWER_BYTES,
     ) -> Response:
         """Make one call with a JSON body and return its answer, whatever the status.
 
@@ -70,7 +78,8 @@ class Connection:
                     proxy=self._proxy,
                     allow_redirects=False,
                 ) as response:
-                    return Response(response.status, response.headers, await response.read())
+                    found, whole = await read_bounded(response, max_bytes)
+                    return Response(response.status, response.headers, found, whole)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             # Refused, no such host, no TLS: the request was not sent.
             raise RetryLater(f"no connection: {type(error).__name__}") from None
@@ -94,6 +103,19 @@ class Connection:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
             cookie_jar=aiohttp.DummyCookieJar(),
         )
+
+
+async def read_bounded(response: aiohttp.ClientResponse, max_bytes: int) -> tuple[bytes, bool]:
+    """Return the body as far as ``max_bytes``, and whether that is all of it."""
+    length = response.content_length
+    if length is not None and length > max_bytes:
+        return b"", False
+    found = bytearray()
+    async for piece in response.content.iter_any():
+        found += piece
+        if len(found) > max_bytes:
+            return bytes(found[:max_bytes]), False
+    return bytes(found), True
 
 
 def unreadable(status: int, after_s: float | None) -> DeliveryError:

@@ -146,6 +146,7 @@ class Feishu(Platform):
     max_part_bytes = 20_000
     idempotent_for_s = 3600.0
     shows_typing = True
+    fetches = frozenset({"image", "file"})
 
     settings: FeishuSettings
 
@@ -517,6 +518,14 @@ class Feishu(Platform):
         answer = await self._client.call("DELETE", path)
         if answer.code:
             raise answer.error()
+
+    async def fetch(self, message: InboundMessage, attachment: Attachment, *, max_bytes: int) -> bytes:
+        """Return a picture or a file of a message. Raises RetryLater or Undeliverable."""
+        kind = "image" if attachment.kind == "image" else "file"
+        path = f"/open-apis/im/v1/messages/{quote(message.message_id or '', safe='')}/resources"
+        return await self._client.download(
+            f"{path}/{quote(attachment.key, safe='')}?type={kind}", max_bytes=max_bytes
+        )
 
     async def _reply(self, message_id: str, body: dict[str, Any], *, threaded: bool) -> Answer:
         path = f"/open-apis/im/v1/messages/{quote(message_id, safe='')}/reply"

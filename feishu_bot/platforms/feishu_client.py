@@ -16,6 +16,7 @@ from feishu_bot.errors import RetryLater, Undeliverable
 from feishu_bot.platforms.connection import (
     MAX_WAIT_S,
     Connection,
+    Response,
     is_unsure,
     unreadable,
     wait_of,
@@ -82,6 +83,9 @@ _NEVER: dict[int, str] = {
     230110: "the message was deleted",
     230111: "the message destroys itself",
     232009: "the group was dissolved",
+    234003: "the resource does not belong to the message",
+    234037: "the resource is too large",
+    234043: "resources of this kind of message cannot be fetched",
     99991672: "the app lacks a permission",
     99991679: "the app lacks a permission",
     99991401: "this address is not in the app's IP allow list",
@@ -161,6 +165,26 @@ class FeishuClient:
             answer = await self._exchange(method, path, body, await self._token.get())
         return answer
 
+    async def download(self, path: str, *, max_bytes: int) -> bytes:
+        """Return a resource. Raises RetryLater or Undeliverable, also for one that is larger than ``max_bytes``."""
+        token = await self._token.get()
+        found = await self._resource(path, token, max_bytes)
+        if isinstance(found, Answer) and found.code == TOKEN_EXPIRED:
+            self._token.drop(token)
+            found = await self._resource(path, await self._token.get(), max_bytes)
+        if isinstance(found, Answer):
+            raise found.error()
+        return found
+
+    async def _resource(self, path: str, token: str, max_bytes: int) -> bytes | Answer:
+        authorization = f"Bearer {token}"
+        response = await self._connection.call("GET", path, authorization=authorization, max_bytes=max_bytes)
+        if response.status not in _OK_STATUSES or _is_refusal(response):
+            return self._read(response, expects_code=True)
+        if not response.whole:
+            raise Undeliverable(f"larger than {max_bytes} bytes")
+        return response.body
+
     async def close(self) -> None:
         """End the session and what runs in it."""
         await self._token.close()
@@ -179,7 +203,9 @@ class FeishuClient:
 
     async def _exchange(self, method: str, path: str, body: bytes | None, token: str | None) -> Answer:
         authorization = None if token is None else f"Bearer {token}"
-        response = await self._connection.call(method, path, body, authorization=authorization)
+        return self._read(await self._connection.call(method, path, body, authorization=authorization))
+
+    def _read(self, response: Response, *, expects_code: bool = False) -> Answer:
         status, headers = response.status, response.headers
         after_s = wait_of(headers.get("x-ogw-ratelimit-reset") or headers.get("Retry-After"))
         try:
@@ -187,10 +213,22 @@ class FeishuClient:
         except ValueError:
             answer = None
         code = answer.get("code") if isinstance(answer, dict) else None
-        if isinstance(code, int) and not isinstance(code, bool) and (code or status in _OK_STATUSES):
+        succeeded = status in _OK_STATUSES and not expects_code
+        if isinstance(code, int) and not isinstance(code, bool) and (code or succeeded):
             words = words_of(answer.get("msg"), without=(*self._hidden, self._token.value))
             return Answer(status, code, words, answer, after_s)
         raise unreadable(status, after_s)
+
+
+def _is_refusal(response: Response) -> bool:
+    """Say whether what came instead of a resource is the platform's own no, which it may say with HTTP 200."""
+    if "json" not in response.headers.get("Content-Type", ""):
+        return False
+    try:
+        answer = orjson.loads(response.body)
+    except ValueError:
+        return False
+    return isinstance(answer, dict) and isinstance(answer.get("code"), int) and "msg" in answer
 
 
 def _seconds(value: object, *, default: float) -> float:

@@ -32,6 +32,7 @@ from feishu_bot.platforms.base import (
     parse_json,
     text_of,
 )
+from feishu_bot.platforms.download import download
 from feishu_bot.platforms.markdown import holds_markdown
 from feishu_bot.platforms.qq_client import (
     LINK_REFUSED,
@@ -45,7 +46,7 @@ from feishu_bot.platforms.qq_content import inert, read_content, with_quote, wit
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from feishu_bot.model import Outgoing, Target
+    from feishu_bot.model import Attachment, Outgoing, Target
     from feishu_bot.platforms.qq_content import Content
 
 logger = logging.getLogger(__name__)
@@ -137,6 +138,7 @@ class QQ(Platform):
     max_part_chars = 4500  # undocumented; the platform's own bots cut there
     max_parts = 4  # five replies per message, one of them for the note before the window closes
     has_reply_window = True
+    fetches = frozenset({"image", "file"})
 
     settings: QQSettings
 
@@ -357,6 +359,13 @@ class QQ(Platform):
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
         self._problem = None
         logger.info("signed in", extra={"account": self.account})
+
+    async def fetch(self, message: InboundMessage, attachment: Attachment, *, max_bytes: int) -> bytes:  # noqa: ARG002  # the address is enough
+        """Return a picture or a file from the address that came with it. Raises RetryLater or Undeliverable."""
+        network = self.settings.network or self.context.network
+        return await download(
+            attachment.key, max_bytes=max_bytes, network=network, own=self.settings.base_url
+        )
 
     # -------------------------------------------------------------------------------------------- sending
 

@@ -42,6 +42,7 @@ _TOKEN_PATH = "/open-apis/auth/v3/tenant_access_token/internal"  # noqa: S105 - 
 _INFO_PATH = "/open-apis/bot/v3/info"
 _MESSAGES_PATH = "/open-apis/im/v1/messages"
 _REPLY_END = "/reply"
+_RESOURCES = re.compile(_MESSAGES_PATH + "/([^/]+)/resources/([^/]+)")
 _REACTIONS = re.compile(_MESSAGES_PATH + "/([^/]+)/reactions(?:/([^/]+))?")
 _MAX_UUID = 50
 _MAX_BYTES = {"text": 150 * 1024, "post": 30 * 1024, "interactive": 30 * 1024}
@@ -232,7 +233,8 @@ class FakeFeishu:
     """A Feishu platform on loopback; ``async with FakeFeishu() as fake`` runs it at ``fake.url``.
 
     ``visible`` holds what was sent, in order; ``requests`` the calls as ``(method, path)``; ``reactions`` what was
-    put on messages as ``(message id, emoji)``, ``shown`` those of them that are still there. ``down = True``
+    put on messages as ``(message id, emoji)``, ``shown`` those of them that are still there; ``resources`` what
+    messages hold, by ``(message id, key)``. ``down = True``
     answers 503 to everything. Without ``app_secret`` every app is let in. ``keep`` bounds what is remembered.
     """
 
@@ -260,9 +262,10 @@ class FakeFeishu:
         self.url = ""
         self.reactions: deque[tuple[str, str]] = deque(maxlen=keep)
         self.shown: dict[str, tuple[str, str]] = {}  # by the reaction's id
+        self.resources: dict[tuple[str, str], bytes] = {}
         self._keep = keep
         self._clock = clock
-        kinds = ("token", "info", "messages", "reactions")
+        kinds = ("token", "info", "messages", "reactions", "resources")
         self._failures: dict[str, deque[Failure]] = {kind: deque() for kind in kinds}
         self._tokens: dict[str, float] = {}
         self._token = ""
@@ -300,7 +303,7 @@ class FakeFeishu:
         failure: Failure,
         *,
         times: int = 1,
-        on: Literal["messages", "token", "info", "reactions"] = "messages",
+        on: Literal["messages", "token", "info", "reactions", "resources"] = "messages",
     ) -> None:
         """Let the next ``times`` calls of one kind end in ``failure``, after those already scripted."""
         self._failures[on].extend([failure] * times)
@@ -331,9 +334,11 @@ class FakeFeishu:
         kind = "messages" if path.startswith(_MESSAGES_PATH) else "token" if path == _TOKEN_PATH else "info"
         if _REACTIONS.fullmatch(path):
             kind = "reactions"
+        elif _RESOURCES.fullmatch(path):
+            kind = "resources"
         failures = self._failures[kind]
         if not failures:
-            return _json(*self._answer(request, path, body))
+            return _response(*self._answer(request, path, body))
         return await self._scripted(failures.popleft(), request, body)
 
     async def _scripted(self, failure: Failure, request: web.BaseRequest, body: bytes) -> web.Response:
@@ -348,7 +353,7 @@ class FakeFeishu:
         if failure.raw is not None:
             return web.Response(status=failure.status, body=failure.raw, headers=failure.headers)
         if failure.code is None and failure.status == HTTPStatus.OK:
-            return _json(*self._answer(request, request.path, body))
+            return _response(*self._answer(request, request.path, body))
         answer = _refusal(failure.code or 1, failure.msg)
         return web.Response(
             status=failure.status, body=answer, headers=failure.headers, content_type="application/json"
@@ -368,6 +373,10 @@ class FakeFeishu:
             return self._take(body, None, request.query.get("receive_id_type", ""))
         if request.method == "POST" and path.startswith(_MESSAGES_PATH) and path.endswith(_REPLY_END):
             return self._take(body, path[len(_MESSAGES_PATH) + 1 : -len(_REPLY_END)], "")
+        resource = _RESOURCES.fullmatch(path)
+        if resource is not None and request.query.get("type") in {"image", "file"}:
+            found = self.resources.get((resource[1], resource[2]))
+            return (400, _refusal(234003, "File not in msg.")) if found is None else (200, found)
         reaction = _REACTIONS.fullmatch(path)
         if reaction is not None:
             return self._react(request.method, reaction[1], reaction[2], body)
@@ -449,6 +458,12 @@ class FakeFeishu:
                 self.fail(Failure(**scripted), times=times, on=on)
             return _json(200, b"{}")
         return _json(404, b"{}")
+
+
+def _response(status: int, body: bytes) -> web.Response:
+    """Return an answer: JSON, or the bytes of a resource."""
+    kind = "application/json" if body[:1] in b"{[" else "application/octet-stream"
+    return web.Response(status=status, body=body, content_type=kind)
 
 
 def _json(status: int, body: bytes) -> web.Response:

@@ -240,7 +240,8 @@ class VisibleMessage:
 class FakeQQ:
     """QQ's bot API on loopback; ``async with FakeQQ() as fake`` runs it at ``fake.url``.
 
-    ``visible`` holds what was sent, in order; ``requests`` the calls as ``(method, path)``. ``down = True`` answers
+    ``visible`` holds what was sent, in order; ``requests`` the calls as ``(method, path)``; what ``attach`` was
+    given can be fetched without a token, as from the platform's own servers. ``down = True`` answers
     503 to everything. A message that it was not told of (``know_message``) is taken to have been said when it is
     first replied to, unless ``strict``. Without ``app_secret`` every app is let in. ``keep`` bounds what is
     remembered.
@@ -279,6 +280,7 @@ class FakeQQ:
         self._said_at: dict[str, float] = {}
         self._seqs: dict[str, set[int]] = {}
         self._numbers = itertools.count(1)
+        self._attached: dict[str, bytes] = {}
         self._runner: web.ServerRunner | None = None
 
     @property
@@ -325,6 +327,17 @@ class FakeQQ:
         """Tell when a message was said; its reply window begins then."""
         self._said_at[message_id] = said_at
 
+    def attach(self, data: bytes, content_type: str = "image/png", filename: str = "a.png") -> dict[str, Any]:
+        """Return an attachment of a message, for ``private_event(…, attachments=[…])``."""
+        path = f"/download/{len(self._attached)}"
+        self._attached[path] = data
+        return {
+            "content_type": content_type,
+            "filename": filename,
+            "size": len(data),
+            "url": self.url + path,
+        }
+
     def texts(self, chat: str | None = None) -> list[str]:
         """Return the visible texts, of one chat or of all."""
         return [m.text for m in self.visible if chat is None or m.chat == chat]
@@ -338,6 +351,8 @@ class FakeQQ:
         self.requests.append((request.method, path))
         if self.down:
             return web.Response(status=503, text="down")
+        if path in self._attached:
+            return web.Response(body=self._attached[path])
         body = await request.read()
         failures = self._failures["token" if path == _TOKEN_PATH else "messages"]
         if not failures:

@@ -115,7 +115,7 @@ async def answered(settings, plan_with, images, **more):
     try:
         plan = agent.plan([], plan_with, count_tokens(plan_with, MODEL), images=len(images))
         reserved = plan.reserve_tokens
-        plan = agent.with_images(plan, images)
+        plan = agent.enclose(plan, images)
         assert plan.reserve_tokens == reserved
         return plan, await agent.answer(plan, reserve=_unbounded, **more)
     finally:

@@ -280,9 +280,13 @@ class OneBotRoom(Room):
 
 @asynccontextmanager
 async def house(
-    folder: Any, *, chat: Mapping[str, Any] | None = None, **sections: Any
+    folder: Any,
+    *,
+    chat: Mapping[str, Any] | None = None,
+    ai: Mapping[str, Any] | None = None,
+    **sections: Any,
 ) -> AsyncIterator[House]:
-    """Run a server, its database in ``folder``; ``chat`` and ``sections``: parts of its configuration."""
+    """Run a server, its database in ``folder``; ``chat``, ``ai`` and ``sections``: parts of its configuration."""
     async with AsyncExitStack() as stack:
         model = await stack.enter_async_context(FakeModelServer(answer="on {}".format))
         rooms: dict[str, Room] = {
@@ -291,7 +295,7 @@ async def house(
             "onebot": OneBotRoom(await stack.enter_async_context(fake_onebot.FakeOneBot(access_token=TOKEN))),
         }
         http = await stack.enter_async_context(aiohttp.ClientSession())
-        ai = {
+        asked = {
             "model": "openai:gpt-4o",
             "base_url": model.base_url,
             "api_key": "sk-fake",
@@ -300,7 +304,7 @@ async def house(
         settings = BotSettings.model_validate(
             {
                 "server": {"port": 0, "min_free_mb": 0},
-                "ai": ai,
+                "ai": {**asked, **(ai or {})},
                 "budgets": [],
                 "chat": {"language": "en", **(chat or {})},
                 "plugins": {"enabled": []},
