@@ -251,7 +251,9 @@ class App:
             try:
                 await asyncio.to_thread(self.store.open, planner, version=__version__)
             except StoreUnavailable as error:
-                if is_hopeless(error) or not isinstance(error.__cause__, Exception):
+                if is_hopeless(error):
+                    raise StoreUnavailable(f"{error} ({self.store.location})") from error
+                if not isinstance(error.__cause__, Exception):
                     raise
                 if not told:
                     log.warning("waiting for the database", extra={"reason": str(error)})

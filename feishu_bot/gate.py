@@ -82,4 +82,7 @@ class Gate:
         closed = self.closed()
         if closed is not None:
             found.append(closed)
+        failing = self._store.failing()
+        if failing is not None and failing != closed:
+            found.append(f"the database could not be written: {failing}")
         return found

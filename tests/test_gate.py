@@ -9,9 +9,13 @@ from feishu_bot.store.leases import Depth
 
 class Record:
     trouble: str | None = None
+    failure: str | None = None
 
     def problem(self):
         return self.trouble
+
+    def failing(self):
+        return self.failure
 
 
 def gate(*, depth=None, folder=None, clock=lambda: 0.0, **settings):
@@ -51,3 +55,10 @@ def test_a_message_that_waits_for_long_makes_the_server_degraded():
     own = gate(depth=Depth(1, 1_000, 0, None), max_waiting_age_s=10)
     assert own.degraded(11_000) == []
     assert own.degraded(12_500) == ["the oldest message has waited 12 s"]
+
+
+def test_a_change_that_could_not_be_written_makes_the_server_degraded_and_leaves_it_open():
+    found = gate()
+    found._store.failure = "database or disk is full"
+    assert found.closed() is None, "the next one may find room"
+    assert found.degraded(0) == ["the database could not be written: database or disk is full"]

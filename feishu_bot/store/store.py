@@ -137,6 +137,10 @@ class Store:
         """Return why nothing can be written now, or None."""
         return next((p for w in self._writers if (p := w.problem()) is not None), None)
 
+    def failing(self) -> str | None:
+        """Return why the last change could not be written, or None: a full disk, a lock that stays."""
+        return next((reason for w in self._writers if (reason := w.failing) is not None), None)
+
     def now_ms(self) -> int:
         return self.clock.now_ms()
 

@@ -153,8 +153,12 @@ class _Line:
         )  # not in a transaction, so below SQLAlchemy
         (patience,) = driver.execute("PRAGMA busy_timeout").fetchone()
         driver.execute("PRAGMA busy_timeout=0")
-        driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        driver.execute(f"PRAGMA busy_timeout={patience}")
+        try:
+            driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except self._engine.dialect.loaded_dbapi.Error as error:  # a full disk: nothing is lost by waiting
+            log.debug("log not written back", extra={"reason": str(error)})
+        finally:
+            driver.execute(f"PRAGMA busy_timeout={patience}")
 
 
 class Writer:
@@ -187,6 +191,7 @@ class Writer:
         self._batch: list[_Job] = []
         self._busy_since: float | None = None
         self._trouble: str | None = None
+        self.failing: str | None = None  # why the last transaction could not be written, if it could not
         self._closed = threading.Event()
         self.batches = 0
         self.jobs = 0
@@ -371,8 +376,12 @@ class Writer:
                     # The database itself is in the way, of all of them; they have waited long enough.
                     told += [job for run in reversed(pending) for job in run.jobs]
                     pending = []
-                _answer([(job, _told(error)) for job in told])
+                answers = [(job, _told(error)) for job in told]
+                if any(isinstance(answer, StoreUnavailable) for _, answer in answers):
+                    self.failing = reason_of(error)
+                _answer(answers)
             else:
+                self.failing = None
                 for callback in after_commit:
                     callback()
                 _answer(list(zip(run.jobs, results, strict=True)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import resource
 import sqlite3
 import subprocess
 from collections import Counter
@@ -12,7 +13,8 @@ from contextlib import closing, suppress
 import pytest
 
 from feishu_bot.store import schema
-from tests.e2e.bots import Record, configuration, until
+from feishu_bot.testing.feishu import sign_and_encrypt
+from tests.e2e.bots import KEY, Record, configuration, until
 from tests.e2e.proxy import Proxy
 
 BUDGETS = [{"name": "ever", "window": "total", "limit_tokens": 10_000_000}]
@@ -82,6 +84,10 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def remount(folder, how):
+    subprocess.run(["mount", "-o", f"remount,{how}", str(folder)], check=True)
+
+
 def fill(path):
     """Write until nothing more fits."""
     with path.open("wb", buffering=0) as file, suppress(OSError):
@@ -96,14 +102,68 @@ async def test_a_full_disk_puts_messages_off_until_there_is_room_again(bots, peo
     await people.replies(1)
     filler = small_disk / "filler"
     fill(filler)
-    events = [people.event(f"{n} " + "y" * 3_000) for n in range(3)]
-    for event in events:
-        await until_status(people, bot, event, 503)
-    filler.unlink()
-    for event in events:
+    await put_off_and_taken_afterwards(people, bot, lets_it=filler.unlink, reason="database or disk is full")
+
+
+async def test_a_quota_on_files_puts_messages_off_until_it_is_raised(bots, people, feishu, sqlite_url):
+    bot = await bots.start(configuration(sqlite_url, feishu=feishu, chat={"max_input_tokens": 100_000}))
+    await people.say(bot, "before")
+    await people.replies(1)
+    room = bot.log.stat().st_size + 50_000  # enough for the log, not for the database
+    unlimited = resource.prlimit(bot.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(bot.pid, resource.RLIMIT_FSIZE, (room, unlimited[1]))
+
+    def lift() -> None:
+        resource.prlimit(bot.pid, resource.RLIMIT_FSIZE, unlimited)
+
+    await put_off_and_taken_afterwards(people, bot, lets_it=lift, reason="disk I/O error")
+
+
+async def put_off_and_taken_afterwards(people, bot, *, lets_it, reason):
+    """Speak until nothing more can be written, and see that everything is there once it can."""
+    taken, refused = ["before"], []
+    while len(refused) < 3:
+        text = f"{len(taken)} {len(refused)} " + "y" * 3_000
+        event = people.event(text)
+        status = await people.post(bot, event)
+        assert status in {200, 503}
+        if status == 200:
+            taken.append(text)
+        else:
+            refused.append((event, text))
+    headers, body = sign_and_encrypt(refused[0][0], encrypt_key=KEY)
+    async with people.http.post(f"{bot.url}/webhook/feishu", data=body, headers=headers) as response:
+        assert response.status == 503
+        assert int(response.headers["Retry-After"]) > 0
+    assert bot.lines("request put off")[-1]["reason"] == reason
+    assert await readiness(people, bot) == (200, [f"the database could not be written: {reason}"])
+    lets_it()
+    for event, _ in refused:
         await until_status(people, bot, event, 200)
-    replies = await people.replies(4)
-    assert [text[:2] for text in replies[1:]] == ["0 ", "1 ", "2 "]
+    expected = [*taken, *(text for _, text in refused)]
+    assert await people.replies(len(expected)) == expected
+    await until_ready(people, bot, 200, degraded=[])
+    assert bot.complaints() == []
+    assert await bot.stop() == 0
+
+
+async def readiness(people, bot):
+    """Return the status of ``/readyz`` and what it says is degraded."""
+    async with people.http.get(f"{bot.url}/readyz") as response:
+        return response.status, (await response.json()).get("degraded")
+
+
+async def test_a_file_that_cannot_be_written_ends_a_start_with_the_reason(bots, feishu, small_disk):
+    config = configuration(f"sqlite:///{small_disk}/bot.db", feishu=feishu)
+    bot = await bots.start(config)
+    assert await bot.stop() == 0
+    await asyncio.to_thread(remount, small_disk, "ro")
+    bot = bots.launch(config)
+    assert await bot.ended() == 1
+    assert bot.lines()[-1]["text"] == f"error: unable to open database file (sqlite:///{small_disk}/bot.db)"
+    await asyncio.to_thread(remount, small_disk, "rw")
+    bot = await bots.start(config)
+    assert await bot.stop() == 0
 
 
 async def until_status(people, bot, event, status):
@@ -143,11 +203,11 @@ async def test_a_database_that_goes_away_puts_messages_off_and_comes_back_to_whe
         await bot.stop()
 
 
-async def until_ready(people, bot, status):
+async def until_ready(people, bot, status, *, degraded=None):
     for _ in range(300):
-        async with people.http.get(f"{bot.url}/readyz") as response:
-            if response.status == status:
-                return
+        found = await readiness(people, bot)
+        if found[0] == status and degraded in (None, found[1]):
+            return
         await asyncio.sleep(0.05)
     raise AssertionError(f"never {status}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import threading
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -340,6 +341,12 @@ async def test_a_file_that_stays_locked_is_told_to_all_that_wait_at_once(sqlite_
     assert {type(f) for f in found} == {StoreUnavailable}
     assert len(tries) <= 3
     assert saved(db) == ["a"]
+    assert writer.failing == "database is locked"
+    with pytest.raises(ValueError, match="a bad name"):
+        await writer.submit(save, ["bad"])
+    assert writer.failing == "database is locked", "nothing was written since"
+    await writer.submit(save, ["b"])
+    assert writer.failing is None
     await asyncio.to_thread(writer.stop)
     engine.dispose()
     db.close()
@@ -545,6 +552,28 @@ async def test_the_log_of_sqlite_is_cut_in_quiet_moments_unless_it_is_read(sqlit
         await until(lambda: not size())
         assert await writer.submit(save, ["d"]) == ["saved d"]
     assert saved(db) == ["a", "b", "c", "d"]
+    db.close()
+
+
+async def test_a_log_that_cannot_be_written_back_for_want_of_room_is_kept_and_stops_nobody(
+    sqlite_url, caplog
+):
+    caplog.set_level("DEBUG", logger=writing.__name__)
+    db = Database(sqlite_url)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    async with writer_on(sqlite_url, quiet_s=0.05) as writer:
+        async with Gate(writer):
+            saving = asyncio.create_task(writer.submit(save, ["a"]))
+            await asyncio.sleep(0)
+        await saving
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+        try:
+            await until(lambda: "log not written back" in caplog.messages)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert await writer.submit(save, ["b"]) == ["saved b"]
+        assert "writer replaced" not in caplog.messages
+    assert saved(db) == ["a", "b"]
     db.close()
 
 
