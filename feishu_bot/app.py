@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from feishu_bot.model import InboundMessage
     from feishu_bot.planner import Planner
     from feishu_bot.platforms.base import Platform
-    from feishu_bot.store.work import Committed, Outcome, Planned, Transaction, Work
+    from feishu_bot.store.work import Committed, Outcome, PartToSend, Planned, Transaction, Work
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +100,7 @@ class App:
             self.platforms,
             keep_texts=persistence.enabled,
             sharers=lambda: self.operation.controls.servers,
+            holds=self._holds_part,
             reached=step,
         )
         self.worker = Worker(
@@ -363,6 +364,9 @@ class App:
 
     def _holds(self, account: str, asks_model: bool) -> bool:  # noqa: FBT001  # two words of one question
         return self.operation.controls.holds(account, asks_model)
+
+    def _holds_part(self, part: PartToSend) -> bool:
+        return self.operation.controls.holds_part(part)
 
     def _report(self, tx: Transaction) -> None:
         self.operation.controls.report(tx)

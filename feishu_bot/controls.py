@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from feishu_bot.platforms.base import Platform
     from feishu_bot.store.controls import Orders, Pause
     from feishu_bot.store.store import Store
-    from feishu_bot.store.work import Transaction
+    from feishu_bot.store.work import PartToSend, Transaction
     from feishu_bot.worker import Worker
 
 log = logging.getLogger(__name__)
 
 LOOK_S: Final = 1.0
+_ANSWERS: Final = frozenset({"answer", "error"})  # kinds of parts that a pause holds
 _MAX_SAID: Final = 50_000  # chats that were told of a pause, remembered to spare the database a question
 
 
@@ -112,6 +113,9 @@ class Controls:
             self._said.clear()
             log.info("pauses changed", extra={"pauses": ", ".join(p.target for p in found.pauses) or "none"})
             self._worker.look_now()
+            for account in self._platforms:
+                if before.pause_of(account) is not None and found.pause_of(account) is None:
+                    self._delivery.hasten(account)
         await self._drain(str(self._store.owner) in found.drains)
         if found.reload_at > self._reload_seen:
             self._reload_seen = found.reload_at
@@ -169,6 +173,15 @@ class Controls:
         if not self._orders.pauses:
             return False
         return self._orders.pause_of(account) is not None or (asks_model and self._orders.models is not None)
+
+    def holds_part(self, part: PartToSend) -> bool:
+        """Say whether a part is to stay in the outbox: an answer to somebody of a paused account.
+
+        What the operator says himself, notes and the answers to orders go out.
+        """
+        if not self._orders.pauses or part.kind not in _ANSWERS or part.lease.lane_key.startswith("order:"):
+            return False
+        return self._orders.pause_of(part.account) is not None
 
     def pause_of(self, message: InboundMessage) -> Pause | None:
         """Return the pause that a message runs into, if any; commands pass by a pause of the models."""

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 GIVE_UP_MS: Final = 24 * 3600 * 1000  # after so long of "later" a reply is dead
 ASIDE_AFTER: Final = 10  # attempts after which a reply that alone fails no longer holds its lane
 MAX_PAUSE_S: Final = 900.0
+HELD_MS: Final = 60_000  # after so long a part that is to wait is looked at again
 PER_ACCOUNT: Final = 64  # calls to one platform account at once
 _HASTENED: Final = 500  # lanes of one transaction
 _AGAIN_S: Final = 0.5  # between two looks for what may go at once
@@ -45,12 +46,14 @@ class Delivery:
         *,
         keep_texts: bool = True,
         sharers: Callable[[], int] = lambda: 1,
+        holds: Callable[[PartToSend], bool] = lambda _part: False,
         reached: Callable[[str], None] = lambda _step: None,
     ) -> None:
         self._store = store
         self._platforms = platforms
         self._keep_texts = keep_texts
         self._sharers = sharers
+        self._holds = holds  # whether an operator wants a part to wait
         self._reached = reached  # told of each step; tests stop the process there
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._again: set[str] = set()
@@ -181,6 +184,11 @@ class Delivery:
         platform = self._platforms.get(part.account)
         if platform is None:
             return self._later(part, RetryLater(f"account {part.account} is not configured"), "")
+        if self._holds(part):
+            # Whoever resumes has it go at once; looking again is for an order that was not heard of.
+            return SendResult(
+                part.id, "pending", error="paused", not_before=now + HELD_MS, attempts=part.attempts - 1
+            )
         outgoing = self._outgoing(part, platform, now)
         chat = make_key(part.account, outgoing.target.chat_id or outgoing.target.sender_id)
         to_chat, by_account = self._paces.get(part.account, (None, None))

@@ -531,29 +531,38 @@ class Cluster:
         return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
 
 
-def start_postgres() -> Cluster:
+def start_postgres(*options: str) -> Cluster:
     """Start PostgreSQL without fsync on a free port. Raises Unavailable where it is not installed."""
+    programs = _postgres_programs()
+    cluster = _new_cluster("postgres")
+    words = ("-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+    cluster.run(f"{programs}/initdb", "-D", f"{cluster.folder}/data", *words)
+    _serve_postgres(cluster, programs, "-c", "synchronous_commit=off", *options)
+    return cluster
+
+
+def start_standby(primary: Cluster) -> Cluster:
+    """Start a standby that follows ``primary``. Raises Unavailable."""
+    programs = _postgres_programs()
+    cluster = _new_cluster("postgres")
+    data, url = f"{cluster.folder}/data", f"{primary.url}?application_name=standby"
+    words = ("--checkpoint=fast", "--no-sync", "--write-recovery-conf")
+    cluster.run(f"{programs}/pg_basebackup", "-D", data, "-d", url, *words)
+    _serve_postgres(cluster, programs)
+    return cluster
+
+
+def _postgres_programs() -> Path:
     found = shutil.which("initdb")
     folders = [Path(found).resolve().parent, Path(found).parent] if found else []
     folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     programs = next((f for f in folders if (f / "initdb").exists() and (f / "postgres").exists()), None)
     if programs is None:
         raise Unavailable("nothing usable on port 5432, no TEST_POSTGRES_URL, no initdb")
-    cluster = _new_cluster("postgres")
-    data = str(cluster.folder / "data")
-    cluster.run(
-        f"{programs}/initdb",
-        "-D",
-        data,
-        "-U",
-        "postgres",
-        "-A",
-        "trust",
-        "-E",
-        "UTF8",
-        "--locale=C",
-        "--no-sync",
-    )
+    return programs
+
+
+def _serve_postgres(cluster: Cluster, programs: Path, *options: str) -> None:
     port = _free_port()
     settings = {
         "listen_addresses": "127.0.0.1",
@@ -561,13 +570,11 @@ def start_postgres() -> Cluster:
         "unix_socket_directories": "",
         "fsync": "off",
         "full_page_writes": "off",
-        "synchronous_commit": "off",
     }
-    options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
-    cluster.start(f"{programs}/postgres", "-D", data, *options, stop_with="QUIT")
+    words = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
+    cluster.start(f"{programs}/postgres", "-D", f"{cluster.folder}/data", *words, *options, stop_with="QUIT")
     cluster.url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
     cluster.wait(lambda: psycopg.connect(cluster.url, connect_timeout=CONNECT_TIMEOUT_S), psycopg.Error)
-    return cluster
 
 
 def start_mariadb() -> Cluster:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy import Connection
+    from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.engine.url import URL
 
 SQLITE_BUSY_MS = 15_000  # how long a writer waits for another process's transaction
@@ -123,7 +124,7 @@ def open_engine(
             ),
         }
         isolation = "READ COMMITTED"  # REPEATABLE READ's gap locks deadlock nodes against each other
-    return create_engine(
+    engine = create_engine(
         url,
         echo=echo,
         connect_args=arguments,
@@ -134,6 +135,19 @@ def open_engine(
         pool_pre_ping=True,
         hide_parameters=True,  # errors must not carry what people wrote
     )
+    event.listen(engine, "handle_error", _leave_read_only)
+    return engine
+
+
+def _leave_read_only(context: ExceptionContext) -> None:
+    """Give up all connections to a server that takes no changes: a standby that answers during a failover.
+
+    It stays reachable, so nothing else would have the next connection led to the one that took over.
+    """
+    error = context.original_exception
+    number = error.args[0] if error.args else None
+    if getattr(error, "sqlstate", None) == _READ_ONLY_SQLSTATE or number in _READ_ONLY_MARIADB:
+        context.is_disconnect = True
 
 
 def _open_sqlite(url: URL, *, echo: bool) -> Engine:
@@ -175,6 +189,9 @@ def _open_sqlite(url: URL, *, echo: bool) -> Engine:
 # SQLSTATEs and numbers after which the same transaction may succeed if it is simply run again.
 _RETRY_SQLSTATES = frozenset({"40001", "40P01", "55P03", "57014"})
 _RETRY_MARIADB = frozenset({1205, 1213, 1020, 1412, 1969})
+# A server that takes no changes, such as a standby.
+_READ_ONLY_SQLSTATE = "25006"
+_READ_ONLY_MARIADB = frozenset({1290, 1836})
 # Connection was killed, server is shutting down: SQLAlchemy knows only those of MySQL.
 _GONE_MARIADB = frozenset({1053, 1927})
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, case, func, literal_column, or_, select, tuple_, update
+from sqlalchemy import Integer, bindparam, case, func, literal_column, or_, select, tuple_, update
 
 from feishu_bot.store.bulk import execute_many
 from feishu_bot.store.engine import insert_fill, insert_ignore
@@ -71,6 +71,8 @@ _FINISH = (
         sent_id=bindparam("new_sent_id"),
         last_error=bindparam("new_error"),
         not_before=bindparam("new_not_before"),
+        attempts=func.coalesce(bindparam("new_attempts", type_=Integer), outbox.c.attempts),
+        first_attempt_at=case((bindparam("never_tried") == 1, None), else_=outbox.c.first_attempt_at),
         ended_at=bindparam("new_ended_at"),
         unknown_at=case(
             (bindparam("unknown") == 1, func.coalesce(outbox.c.unknown_at, outbox.c.first_attempt_at)),
@@ -211,6 +213,8 @@ def _record(tx: Transaction, steps: Sequence[SendStep]) -> None:
                 "new_not_before": result.not_before,
                 "new_ended_at": None if result.state == PENDING else tx.now_ms,
                 "unknown": int(result.outcome_unknown),
+                "new_attempts": result.attempts,
+                "never_tried": int(result.attempts == 0),
                 "erase": int(result.erase),
             }
         )

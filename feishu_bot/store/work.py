@@ -309,6 +309,7 @@ class SendResult:
     outcome_unknown: bool = False
     erase: bool = False  # keep no text of a part that was sent
     aside: bool = False  # take it out of its lane, so that it holds up nothing
+    attempts: int | None = None  # how many there were, where the platform was not asked: this was none
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,10 @@ class Proxy:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def lead_to(self, db_url: str) -> None:
+        """Lead new connections to another server."""
+        self._target = make_url(db_url)
+
     def cut(self) -> None:
         """Break every connection, in the middle of whatever it carries."""
         for writer in self._open:

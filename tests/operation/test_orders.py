@@ -74,6 +74,29 @@ async def test_a_pause_of_one_account_or_of_the_models_leaves_the_rest_at_work(
     assert (await people.replies(3, "oc_ann"))[-1] == "a question"
 
 
+async def test_a_paused_account_sends_no_answer_but_what_its_operator_says(
+    operator, people, feishu, db_url, record
+):
+    bot = await operator.workers(configuration(db_url, feishu=feishu), 2)
+    feishu.down = True
+    for text in ("one", "two"):
+        await people.say(bot, text)
+    await record.ended(2)
+    await until(lambda: bot.lines("reply postponed"), "a failed attempt")
+    assert (await operator.types("pause", "feishu"))[0] == 0
+    await paused(bot, 2, "account:feishu")
+    feishu.down = False
+    await until(lambda: record.outbox()[0].last_error == "paused", "the answer to be held")
+    await operator.types("send", "--platform", "feishu", "--chat", "oc_team", "We are on it.")
+    assert await people.replies(1) == ["We are on it."]
+    assert [row.state for row in record.outbox(kind="answer")] == ["pending", "pending"]
+    assert (await operator.types("resume", "feishu"))[1] == "going on\n"
+    assert (await people.replies(3))[1:] == ["one", "two"]
+    await record.settled()
+    assert feishu.texts("oc_ann") == ["one", "two"]
+    assert bot.complaints() == []
+
+
 async def test_an_unknown_account_is_not_paused_and_the_nearest_is_named(operator, feishu, sqlite_url):
     await operator.workers(configuration(sqlite_url, feishu=feishu), 2)
     code, text = await operator.types("pause", "feichu")
