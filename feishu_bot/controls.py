@@ -14,7 +14,7 @@ from feishu_bot.errors import StoreUnavailable
 from feishu_bot.model import ChatType, InboundMessage, Target, make_key
 from feishu_bot.push import push_rows
 from feishu_bot.store import controls as orders
-from feishu_bot.store import outbox
+from feishu_bot.store import leases, outbox
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -77,11 +77,18 @@ class Controls:
         self._loop: asyncio.Task[None] | None = None
         self.servers = 1
 
-    async def start(self) -> None:
-        """Learn the orders, and go on looking. Raises StoreUnavailable."""
+    async def start(self, *, replaces: str | None = None) -> None:
+        """Learn the orders, and go on looking. Raises StoreUnavailable.
+
+        ``replaces`` names the worker that died in this one's place: if it was drained, so is this one.
+        """
+        own = str(self._store.owner)
+        if replaces is not None:
+            await self._store.run(lambda tx: orders.inherit_drain(tx, replaces, own))
         self._orders, self.servers = await self._store.read(_look)
         self._reload_seen = self._orders.reload_at  # what it has read is as new as that
         await self._worker.renew_now()
+        await self._drain(own in self._orders.drains)
         self._loop = asyncio.create_task(self._run(), name="controls")
 
     async def stop(self) -> None:
@@ -137,19 +144,18 @@ class Controls:
 
     # ----------------------------------------------------------------------------------------- reporting
 
-    @property
-    def state(self) -> str:
-        """One of serving, draining and drained."""
+    def _state(self, tx: Transaction) -> str:
+        """Return serving, draining or drained; by what waits now, not when it was last looked."""
         if not self._draining:
             return "serving"
-        depth = self._worker.depth
-        waits = not self._worker.leaving and depth is not None and depth.waiting > 0
-        return "draining" if waits or self._worker.active or self._delivery.lanes else "drained"
+        if self._worker.active or self._delivery.lanes:
+            return "draining"
+        return "drained" if self._worker.leaving or not leases.depth(tx).waiting else "draining"
 
     def report(self, tx: Transaction) -> None:
         """Put down what this process does, with the heartbeat."""
         words = {
-            "state": self.state,
+            "state": self._state(tx),
             "lanes": self._worker.active,
             "ready": self._worker.ready,
             "sending": len(self._delivery.lanes),

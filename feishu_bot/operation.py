@@ -39,7 +39,8 @@ class Process:
     """What a server process is given by whoever has started it.
 
     ``listening`` gives the sockets of a port that workers share, ``peers`` are those workers; ``supervised`` is true
-    where a parent decides when to stop at once. ``reread`` reads the configuration again and raises ConfigError.
+    where a parent decides when to stop at once, ``replaces`` the owner of leases that this worker has replaced.
+    ``reread`` reads the configuration again and raises ConfigError.
     """
 
     reread: Callable[[], Loaded] | None = None
@@ -47,6 +48,7 @@ class Process:
     peers: Peers | None = None
     listening: Callable[[], Sequence[socket]] | None = None
     supervised: bool = False
+    replaces: str | None = None
 
 
 class Operation:
@@ -90,7 +92,7 @@ class Operation:
 
     async def start(self) -> None:
         """Follow orders, look for trouble. Raises StoreUnavailable."""
-        await self.controls.start()
+        await self.controls.start(replaces=self._process.replaces)
         await self.alerts.start()
         self._app.store.gives_away = lambda: self._app.worker.is_full and self.controls.servers > 1
         self._notices.start()

@@ -69,6 +69,7 @@ class _Slot:
     due: float | None = 0.0
     deaths: int = 0
     last_words: str = ""
+    owner: str | None = None  # of leases: the worker that was the last to serve here
 
 
 @dataclass(slots=True)
@@ -234,6 +235,7 @@ class Supervisor:
                 peers=Peers(self._folder, self._count, number),
                 listening=lambda: [address.listening() for address in self._address],
                 supervised=True,
+                replaces=self._slots[number].owner,
             )
             with bind(worker=number):
                 code = _work(self._loaded, process, channel)
@@ -258,6 +260,7 @@ class Supervisor:
             worker.failed = words.get("failed", worker.failed)
             if "ready" in words:
                 worker.ready_at = time.monotonic()
+                self._slots[worker.slot].owner = words["owner"]
                 self._state.was_ready = True
                 self._announce(words["ready"])
 
@@ -347,7 +350,7 @@ def _work(loaded: Loaded, process: Process, channel: socket.socket) -> int:
             channel.sendall(orjson.dumps(words) + b"\n")
 
     def tell_ready(app: App) -> None:
-        say(ready=f"http://{app.settings.server.host}:{app.port}/")
+        say(ready=f"http://{app.settings.server.host}:{app.port}/", owner=str(app.store.owner))
 
     async def serve() -> None:
         stopping = asyncio.Event()

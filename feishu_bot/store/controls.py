@@ -111,6 +111,13 @@ def drain(tx: Transaction, owners: Sequence[str]) -> None:
         _set(tx, "drain", owner)
 
 
+def inherit_drain(tx: Transaction, dead: str, heir: str) -> None:
+    """Have the order to drain a worker that died mean the one that replaces it. Safe to run twice."""
+    ordered = (controls.c.kind == "drain") & (controls.c.name == dead)
+    if tx.connection.execute(delete(controls).where(ordered)).rowcount:
+        _set(tx, "drain", heir)
+
+
 def order_reload(tx: Transaction) -> int:
     """Have every process read its configuration again; return the order's number, higher than any before."""
     last = tx.connection.execute(select(func.max(controls.c.at)).where(controls.c.kind == "reload")).scalar()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 
 import orjson
@@ -14,6 +15,7 @@ from feishu_bot.store.leases import Owner
 from feishu_bot.store.work import Transaction
 from feishu_bot.testing.model import Behaviour
 from tests.e2e.bots import configuration, merged, until
+from tests.operation.operator import pids
 
 BUDGET = {"name": "daily", "limit_tokens": 1000}
 ADMIN = {"chat": {"admins": ["feishu:ou_boss"]}}
@@ -168,6 +170,24 @@ async def test_drained_processes_finish_what_waits_refuse_what_comes_and_go_on_w
     await people.say(bot, "welcome back")
     assert (await people.replies(3))[-1] == "echo: welcome back"
     assert [row.state for row in record.inbox()] == ["answered"] * 3
+
+
+async def test_the_worker_that_replaces_a_drained_one_is_drained_too_until_it_is_resumed(
+    operator, people, feishu, sqlite_url
+):
+    bot = await operator.workers(configuration(sqlite_url, feishu=feishu), 2)
+    assert (await operator.types("drain"))[0] == 0
+    before = pids(bot)
+    for pid in before.values():
+        os.kill(pid, signal.SIGKILL)
+    await until(lambda: len(bot.lines("ready")) == 4, "the workers that replace them")
+    assert not set(before.values()) & set(pids(bot).values())
+    assert [await people.post(bot, people.event("too early")) for _ in range(4)] == [503] * 4
+    assert {p["state"] for p in (await operator.status())["processes"]} == {"drained"}
+    await operator.types("resume")
+    await until(lambda: len(bot.lines("serving again")) == 2, "both to go on")
+    await people.say(bot, "welcome back")
+    assert await people.replies(1) == ["welcome back"]
 
 
 async def test_what_waits_at_a_drained_process_is_done_by_the_others(
