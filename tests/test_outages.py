@@ -96,7 +96,7 @@ async def test_what_a_platform_that_was_away_for_a_minute_missed_comes_once_and_
 
 @pytest.mark.parametrize(
     ("hours", "shown"),
-    [(0.9, ["lost"]), (2, ["lost", "(possibly repeated) lost"])],
+    [(0.5, ["lost"]), (2, ["lost", "(possibly repeated) lost"])],
     ids=["within the hour", "after two hours"],
 )
 async def test_an_answer_that_may_have_arrived_is_folded_for_an_hour_and_marked_after_it(desk, hours, shown):
