@@ -15,6 +15,7 @@ from feishu_bot.access import Access
 from feishu_bot.backups import Backups
 from feishu_bot.closing import Closing
 from feishu_bot.commands import BuiltinCommands
+from feishu_bot.conversation_commands import ConversationCommands
 from feishu_bot.delivery import Delivery
 from feishu_bot.errors import StoreUnavailable
 from feishu_bot.gate import Gate
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from feishu_bot.config import BotSettings
+    from feishu_bot.hooks import Command
     from feishu_bot.model import InboundMessage
     from feishu_bot.planner import Planner
     from feishu_bot.platforms.base import Platform
@@ -78,10 +80,7 @@ class App:
         self.store = Store(persistence.db_url, auto_migrate=persistence.auto_migrate)
         self.access = Access(settings.access, chat.admins)
         self.platforms = self._make_platforms()
-        orders = OperatorCommands(
-            lambda: self.operation.controls, lambda: self.settings.chat.command_prefix
-        ).commands()
-        self._builtin = BuiltinCommands(chat, orders)
+        self._builtin = BuiltinCommands(chat, self._more_commands())
         self.plugins = Plugins(settings.plugins, builtin=self._builtin)
         self.agent = make_agent(settings)
         self.pipeline = Pipeline(
@@ -141,6 +140,13 @@ class App:
         self._store_open = self._open = False
 
     # ------------------------------------------------------------------------------------------ building
+
+    def _more_commands(self) -> list[Command]:
+        conversations = ConversationCommands(
+            self.store, lambda account: self.platforms[account].settings.tenant, lambda: self.settings.chat
+        )
+        orders = OperatorCommands(lambda: self.operation.controls, lambda: self.settings.chat.command_prefix)
+        return [*conversations.commands(), *orders.commands()]
 
     def _make_platforms(self) -> dict[str, Platform]:
         types, settings = platform_types(), self.settings

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from feishu_bot.config.settings import ChatSettings
     from feishu_bot.hooks import Bot, BudgetView, Context, StoredMessage
 
+RETRY: Final = "retry"  # becomes the question it repeats
 HISTORY_TURNS = 5  # of /history without a number
 MAX_HISTORY_TURNS = 20
 SHOWN_CHARACTERS = 100  # of each message in /history

@@ -26,6 +26,7 @@ class StoredMessage:
     role: str
     content: str
     tokens: int
+    seq: int = 0  # its place in the conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +99,15 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a command says. ``change``: what the store does to the conversation in the same transaction."""
+    """What a command says. ``change``: what the store does to the conversation in the same transaction.
+
+    ``detail`` belongs to the change: ``switch`` to the archived conversation with this id, ``rename`` to this title,
+    ``fork`` into a copy that ends at this ``seq``, ``cut`` away what stands behind this ``seq``.
+    """
 
     text: str
-    change: Literal["archive", "clear"] | None = None
+    change: Literal["archive", "clear", "switch", "rename", "fork", "cut"] | None = None
+    detail: int | str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,6 +171,7 @@ class Pipeline:
             End.ANSWERED,
             f"command {reply.change}" if reply.change else "command",
             change=Change(reply.change) if reply.change else None,
+            detail=reply.detail,
             parts=self._parts(decision.message, "answer", _storable(reply.text)),
             erase=not self._keeps,
         )
@@ -254,10 +255,15 @@ class Pipeline:
             metadata_json=orjson.dumps(said.metadata | _chat_note(work, decision.message)).decode(),
             save_key=f"in:{work.inbox_id}:assistant",
         )
+        said_before = decision.again is not None
+        stored = (assistant,) if said_before else (self._user_message(work, decision), assistant)
         return Outcome(
             work,
             End.ANSWERED,
-            messages=(self._user_message(work, decision), assistant) if self._keeps else (),
+            "retry" if said_before else None,
+            messages=stored if self._keeps else (),
+            change=Change.CUT if said_before else None,
+            detail=decision.again,
             conversation=self._new_conversation(work, decision.message),
             calls=calls,
             parts=self._parts(decision.message, "answer", text),
@@ -271,7 +277,7 @@ class Pipeline:
             work,
             End.DEAD,
             reason,
-            messages=(self._user_message(work, decision),) if self._keeps else (),
+            messages=(self._user_message(work, decision),) if self._keeps and decision.again is None else (),
             conversation=self._new_conversation(work, decision.message),
             calls=calls,
             parts=self._parts(decision.message, "error", sentence),

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 from feishu_bot.access import Access, applies
 from feishu_bot.ai.tokens import count_tokens
 from feishu_bot.attachments import readable
-from feishu_bot.commands import CommandTable
+from feishu_bot.commands import RETRY, CommandTable
 from feishu_bot.groups import is_shared, question, with_speakers
 from feishu_bot.model import InboundMessage, make_key
 from feishu_bot.orders import ORDERS
@@ -45,6 +45,7 @@ class Decision:
     command: ParsedCommand | None = None
     call: CallPlan | None = None
     attachments: tuple[Attachment, ...] = ()  # that the model is shown
+    again: int | None = None  # the place of the question that is answered anew
 
 
 class Planner:
@@ -96,21 +97,13 @@ class Planner:
         now_ms: int,
     ) -> Planned:
         """Decide what a message needs; runs on the writer's thread, so it is pure and quick."""
-        if message.account not in self._platforms and not self._too_old(received_at, now_ms):
-            # Switched off: there is nobody to answer through now.
-            return Planned(wait_ms=now_ms + _LOOK_AGAIN_MS)
-        if message.continues and conversation is None:
-            return Planned(Decision("ignore", message, "the conversation was deleted"))
-        if message.kind == "event":
-            return Planned(Decision("event" if attempt <= MAX_ATTEMPTS else "ignore", message, "event"))
-        if message.addressed is None:
-            judged = self._judge(message)
-            if judged is None and not self._too_old(received_at, now_ms):
-                return Planned(wait_ms=now_ms + _LOOK_AGAIN_MS)
-            message = judged or replace(message, addressed=False)
-            if not message.addressed and self._chat.require_at_in_groups:
-                return Planned(Decision("ignore", message, "not addressed"))
+        judged = self._first(message, conversation, attempt, self._too_old(received_at, now_ms), now_ms)
+        if isinstance(judged, Planned):
+            return judged
+        message = judged
         decision = self._decide(message, attempt, received_at, now_ms)
+        if decision.command is not None:
+            decision = self._again(decision, history)
         if self._is_held(decision):
             return Planned(wait_ms=now_ms + _LOOK_AGAIN_MS)
         if decision.kind != "answer" or not self._settings.ai.enabled:
@@ -121,12 +114,41 @@ class Planner:
         shown = decision.attachments
         images = sum(a.kind == "image" for a in shown)
         room = self._chat.max_input_tokens - (message.tokens or 0) if len(shown) > images else 0
-        text, tokens = question(message, scope, model)
+        if decision.again is not None:
+            history, asked = _before(history, decision.again)
+            text, tokens = asked.content, asked.tokens
+        else:
+            text, tokens = question(message, scope, model)
         call = self._agent.plan(history, text, tokens, images=images, file_tokens=room)
         return Planned(
             replace(decision, call=call),
             PlannedCall(call.model, call.prompt_tokens, call.reserve_tokens, self.charges(message, now_ms)),
         )
+
+    def _first(
+        self,
+        message: InboundMessage,
+        conversation: ConversationState | None,
+        attempt: int,
+        is_old: bool,  # noqa: FBT001  # too old to answer
+        now_ms: int,
+    ) -> InboundMessage | Planned:
+        """Return the message as its platform judges it, or what is done where no answer is asked for."""
+        if message.account not in self._platforms and not is_old:
+            # Switched off: there is nobody to answer through now.
+            return Planned(wait_ms=now_ms + _LOOK_AGAIN_MS)
+        if message.continues and conversation is None:
+            return Planned(Decision("ignore", message, "the conversation was deleted"))
+        if message.kind == "event":
+            return Planned(Decision("event" if attempt <= MAX_ATTEMPTS else "ignore", message, "event"))
+        if message.addressed is None:
+            judged = self._judge(message)
+            if judged is None and not is_old:
+                return Planned(wait_ms=now_ms + _LOOK_AGAIN_MS)
+            message = judged or replace(message, addressed=False)
+            if not message.addressed and self._chat.require_at_in_groups:
+                return Planned(Decision("ignore", message, "not addressed"))
+        return message
 
     def _judge(self, message: InboundMessage) -> InboundMessage | None:
         """Return the message as its platform judges it; None while the bot's own id is unknown."""
@@ -196,6 +218,18 @@ class Planner:
         platform, agent = self._platforms.get(message.account), self._agent
         return readable(message, platform, images=agent.takes_images(), files=agent.takes_files())
 
+    def _again(self, decision: Decision, history: Sequence[HistoryRow]) -> Decision:
+        """Return ``/retry`` as the question that it repeats, everything else as it is."""
+        parsed = decision.command
+        command = None if parsed is None or parsed.args else self.commands.find(parsed.name)
+        if command is None or command.name != RETRY or not self._settings.ai.enabled:
+            return decision
+        asked = next((row for row in reversed(history) if row.role == "user"), None)
+        if asked is None:
+            return decision
+        message = replace(decision.message, text=asked.content, tokens=asked.tokens)
+        return replace(decision, kind="answer", message=message, command=None, again=asked.seq)
+
     def charges(self, message: InboundMessage, now_ms: int) -> tuple[Charge, ...]:
         """Return the budget rows a call of this speaker is held against."""
         charges = []
@@ -214,3 +248,11 @@ class Planner:
 
     def _say(self, key: str, **values: object) -> str:
         return say(self._chat.language, key, prefix=self._chat.command_prefix, **values)
+
+
+def _before(history: Sequence[HistoryRow], seq: int) -> tuple[Sequence[HistoryRow], HistoryRow]:
+    """Return what was said before the question at ``seq``, and the question."""
+    for index, row in enumerate(history):
+        if row.seq == seq:
+            return history[:index], row
+    raise LookupError(f"the history has no message {seq}")

@@ -30,7 +30,12 @@ LAYERS: list[tuple[frozenset[str], bool]] = [
     ),  # plain rules, no I/O
     (frozenset({"store", "platforms", "ai", "hooks"}), APART),
     (frozenset({"state", "commands", "orders", "plugins"}), APART),
-    (frozenset({"attachments", "groups", "indicator", "intake", "pipeline", "planner"}), TOGETHER),
+    (
+        frozenset(
+            {"attachments", "conversation_commands", "groups", "indicator", "intake", "pipeline", "planner"}
+        ),
+        TOGETHER,
+    ),
     (
         frozenset({"worker", "delivery", "closing", "schedule", "backups", "waiters", "gate", "metrics"})
         | {"alerts", "controls", "peers", "push"},

@@ -6,12 +6,13 @@ from datetime import UTC, datetime
 from functools import cache as once
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Insert, Row, bindparam, case, delete, func, insert, select, update
+from sqlalchemy import Insert, Row, bindparam, case, func, insert, select, update
 
 from feishu_bot.errors import LeaseLost
 from feishu_bot.model import CallUsage, End
 from feishu_bot.store import budgets, search
 from feishu_bot.store.bulk import execute_many
+from feishu_bot.store.changes import change_conversations
 from feishu_bot.store.engine import insert_ignore
 from feishu_bot.store.history import speaker_of
 from feishu_bot.store.inbox import ANY_OPEN, IS_OPEN, LEASE_MS, count_ends, ledger_of
@@ -27,7 +28,7 @@ from feishu_bot.store.schema import (
     messages,
     outbox,
 )
-from feishu_bot.store.work import Change, Committed, HistoryRow, Lease, PartToSend
+from feishu_bot.store.work import Committed, HistoryRow, Lease, PartToSend
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,23 +71,6 @@ _APPEND = (
         version=conversations.c.version + 1,
         last_activity=bindparam("now"),
         title=func.coalesce(conversations.c.title, bindparam("new_title")),
-    )
-)
-_ARCHIVE = (
-    update(conversations)
-    .where(conversations.c.id == bindparam("cid"))
-    .values(scope_key=None, version=conversations.c.version + 1)
-)
-_DELETE_MESSAGES = delete(messages).where(messages.c.conversation_id == bindparam("cid"))
-_CLEAR = (
-    update(conversations)
-    .where(conversations.c.id == bindparam("cid"))
-    .values(
-        total_tokens=0,
-        message_count=0,
-        summary=None,
-        version=conversations.c.version + 1,
-        last_activity=bindparam("now"),
     )
 )
 _SAVED = select(messages.c.conversation_id, messages.c.save_key).where(
@@ -150,7 +134,7 @@ def commit(
     if live:
         find_conversations(tx, live, seen)
         _end(tx, live, shard)
-        _change_conversations(tx, live, cache)
+        change_conversations(tx, live, cache)
         ids = _store_messages(tx, live, cache, keep_turns)
         _settle(tx, live)
         sending = _hand_out(tx, live)
@@ -207,22 +191,6 @@ def _fence(
         else:
             items.append(done.get(outcome.work.inbox_id) or LeaseLost("the lane has another owner"))
     return items, seen
-
-
-def _change_conversations(tx: Transaction, live: list[Item], cache: HistoryCache) -> None:
-    """Do what commands ask: few, so one statement each."""
-    for item in live:
-        change, conversation = item.outcome.change, item.conversation
-        if change is None or conversation is None:
-            continue
-        if change is Change.ARCHIVE:
-            tx.connection.execute(_ARCHIVE, {"cid": conversation.id})
-        else:
-            now = datetime.fromtimestamp(tx.now_ms / 1000, UTC)
-            search.remove_conversation(tx.connection, tx.kind, conversation.id)
-            tx.connection.execute(_DELETE_MESSAGES, {"cid": conversation.id})
-            tx.connection.execute(_CLEAR, {"cid": conversation.id, "now": now})
-        tx.after_commit.append(lambda cid=conversation.id: cache.drop(cid))  # type: ignore[misc]
 
 
 def _store_messages(

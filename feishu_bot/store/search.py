@@ -231,6 +231,7 @@ def search_messages(
     user_key: str | None = None,
     person: str | None = None,
     platform: str | None = None,
+    owner: tuple[str, str | None] | None = None,
     role: str | None = None,
     tenant_id: str | None = None,
     since: datetime | None = None,
@@ -244,6 +245,7 @@ def search_messages(
     A word matches from the beginning of a word, Chinese from one character up matches anywhere; case and width of
     characters do not count; nothing but the quotation mark is syntax. ``user_key`` is the speaker, ``person`` (a
     person or a user key) is the speaker in every kind of chat; an answer belongs to the user of its conversation.
+    ``owner`` limits to the conversations of one user key and, unless None, of one chat.
     ``until`` is exclusive; naive instants are UTC. The hit stands between ``marks`` in ``snippet``. Of a message the
     first 100,000 characters are looked at.
     """
@@ -254,6 +256,7 @@ def search_messages(
         user_key=user_key,
         person=person,
         platform=platform,
+        owner=owner,
         role=role,
         tenant_id=tenant_id,
         since=since,
@@ -280,13 +283,16 @@ def _filters(
     user_key: str | None,
     person: str | None,
     platform: str | None,
+    owner: tuple[str, str | None] | None,
     role: str | None,
     tenant_id: str | None,
     since: datetime | None,
     until: datetime | None,
 ) -> _Filters | None:
     """Return the conditions, or None where nothing can fulfil them."""
-    if not all(_storable(v) for v in (user_key, person, platform, role, tenant_id) if v is not None):
+    owner_key, owner_chat = owner or (None, None)
+    given = (user_key, person, platform, owner_key, owner_chat, role, tenant_id)
+    if not all(_storable(v) for v in given if v is not None):
         return None
     speakers: list[Person] = []
     if user_key is not None:
@@ -296,10 +302,8 @@ def _filters(
     since, until = _utc(since), _utc(until)
     conditions: list[ColumnElement[bool]] = [_c.hidden_at.is_(None), _m.recalled_at.is_(None)]
     conditions += [or_(who.said, _m.sender_id.is_(None) & who.owns) for who in speakers]
-    if platform is not None:
-        conditions.append(_c.platform == platform)
-    if role is not None:
-        conditions.append(_m.role == role)
+    equal = ((_c.platform, platform), (_c.user_key, owner_key), (_c.chat_id, owner_chat), (_m.role, role))
+    conditions += [column == value for column, value in equal if value is not None]
     if tenant_id is not None:
         conditions.append(_c.tenant_id == tenant_id)
     if since is not None:

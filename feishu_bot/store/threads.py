@@ -115,6 +115,35 @@ def list_threads(
     return list(tx.connection.execute(ordered).mappings())
 
 
+def of_chat(
+    tx: Transaction,
+    lane: str,
+    owner: tuple[str, str | None],
+    *,
+    tenant_id: str,
+    limit: int,
+    only: int | None = None,
+) -> list[StoredRow]:
+    """Return a lane's current conversation and the archived ones of its ``owner``, the one used last first.
+
+    ``owner`` is a user key and, unless None, a chat: what is archived elsewhere is not among them. ``only``: this
+    one, if it is.
+    """
+    user_key, chat_id = owner
+    statement = select(conversations).where(
+        _c.hidden_at.is_(None),
+        _c.tenant_id == tenant_id,
+        _c.user_key == user_key,
+        or_(_c.scope_key.is_(None), _c.scope_key == lane),
+    )
+    if chat_id is not None:
+        statement = statement.where(_c.chat_id == chat_id)
+    if only is not None:
+        statement = statement.where(_c.id == only)
+    ordered = statement.order_by(_c.last_activity.desc(), _c.id.desc()).limit(limit)
+    return list(tx.connection.execute(ordered).mappings())
+
+
 def switch(
     tx: Transaction, user_key: str, conversation_id: int, *, tenant_id: str | None = None
 ) -> StoredRow:

@@ -242,10 +242,14 @@ class NewPart:
 
 
 class Change(StrEnum):
-    """What a command does to the conversation, in the transaction that ends it."""
+    """What a command does to the conversation, in the transaction that ends it; ``detail`` tells where to."""
 
     ARCHIVE = "archive"
     CLEAR = "clear"
+    SWITCH = "switch"  # to the archived conversation with this id
+    RENAME = "rename"  # to this title
+    FORK = "fork"  # goes on in a copy that ends at this seq
+    CUT = "cut"  # removes what stands behind this seq
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +262,7 @@ class Outcome:
     messages: tuple[NewMessage, ...] = ()
     conversation: NewConversation | None = None  # needed with ``messages`` where the work found none
     change: Change | None = None
+    detail: int | str | None = None  # of the change
     calls: tuple[CallUsage, ...] = ()
     parts: tuple[NewPart, ...] = ()
     erase: bool = False  # keep no text in the inbox row

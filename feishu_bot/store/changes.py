@@ -1,0 +1,119 @@
+"""What a chat command does to its conversation, inside the transaction that ends the command."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from sqlalchemy import bindparam, delete, func, select, update
+
+from feishu_bot.store import search, threads
+from feishu_bot.store.conversations import recount
+from feishu_bot.store.schema import conversations, messages
+from feishu_bot.store.work import Change
+
+if TYPE_CHECKING:
+    from feishu_bot.store.history import HistoryCache
+    from feishu_bot.store.placing import Item
+    from feishu_bot.store.work import Transaction
+
+_c = conversations.c
+_m = messages.c
+
+_ARCHIVE = (
+    update(conversations).where(_c.id == bindparam("cid")).values(scope_key=None, version=_c.version + 1)
+)
+_DELETE_MESSAGES = delete(messages).where(_m.conversation_id == bindparam("cid"))
+_CLEAR = (
+    update(conversations)
+    .where(_c.id == bindparam("cid"))
+    .values(
+        total_tokens=0,
+        message_count=0,
+        summary=None,
+        version=_c.version + 1,
+        last_activity=bindparam("now"),
+    )
+)
+_RENAME = update(conversations).where(_c.id == bindparam("cid")).values(title=bindparam("new_title"))
+_FREE = (
+    select(_c.id)
+    .where(_c.id == bindparam("cid"), _c.scope_key.is_(None), _c.hidden_at.is_(None))
+    .with_for_update()
+)
+_MAKE_CURRENT = (
+    update(conversations)
+    .where(_c.id == bindparam("cid"))
+    .values(scope_key=bindparam("lane"), version=_c.version + 1, last_activity=bindparam("now"))
+)
+_TAIL = select(_m.id, _m.content, _m.tokens).where(
+    _m.conversation_id == bindparam("cid"), _m.seq > bindparam("after")
+)
+_LAST_OF = select(func.max(_m.id)).where(_m.conversation_id == bindparam("cid"), _m.seq <= bindparam("upto"))
+
+
+def change_conversations(tx: Transaction, live: list[Item], cache: HistoryCache) -> None:
+    """Do what commands ask: few, so one by one. What ``detail`` names is looked at again here."""
+    for item in live:
+        change, detail = item.outcome.change, item.outcome.detail
+        if change is None or (item.conversation is None and change is not Change.SWITCH):
+            continue
+        known = item.conversation.id if item.conversation is not None else None
+        if change is Change.SWITCH:
+            _switch(tx, item, known, int(detail or 0))
+        elif known is not None:
+            _change(tx, item, known)
+        if known is not None:
+            tx.after_commit.append(lambda cid=known: cache.drop(cid))  # type: ignore[misc]
+
+
+def _change(tx: Transaction, item: Item, cid: int) -> None:
+    change, detail = item.outcome.change, item.outcome.detail
+    match change:
+        case Change.ARCHIVE:
+            tx.connection.execute(_ARCHIVE, {"cid": cid})
+        case Change.CLEAR:
+            search.remove_conversation(tx.connection, tx.kind, cid)
+            tx.connection.execute(_DELETE_MESSAGES, {"cid": cid})
+            tx.connection.execute(_CLEAR, {"cid": cid, "now": _now(tx)})
+        case Change.RENAME:
+            tx.connection.execute(_RENAME, {"cid": cid, "new_title": str(detail)})
+        case Change.CUT:
+            _cut(tx, cid, int(detail or 0))
+        case Change.FORK:
+            _fork(tx, item, cid, int(detail or 0))
+
+
+def _now(tx: Transaction) -> datetime:
+    return datetime.fromtimestamp(tx.now_ms / 1000, UTC)
+
+
+def _switch(tx: Transaction, item: Item, current: int | None, target: int) -> None:
+    """Make an archived conversation the lane's current one, unless it is gone or current elsewhere by now."""
+    if tx.connection.execute(_FREE, {"cid": target}).first() is None:
+        return
+    if current is not None:
+        tx.connection.execute(_ARCHIVE, {"cid": current})
+    lane = item.outcome.work.lease.lane_key
+    tx.connection.execute(_MAKE_CURRENT, {"cid": target, "lane": lane, "now": _now(tx)})
+
+
+def _cut(tx: Transaction, cid: int, after: int) -> None:
+    """Remove what stands behind ``seq`` ``after``."""
+    rows = tx.connection.execute(_TAIL, {"cid": cid, "after": after}).mappings().all()
+    if not rows:
+        return
+    search.remove_messages(tx.connection, tx.kind, rows)
+    tx.connection.execute(delete(messages).where(_m.id.in_([row["id"] for row in rows])))
+    recount(tx, cid, messages_by=-len(rows), tokens_by=-sum(row["tokens"] for row in rows))
+
+
+def _fork(tx: Transaction, item: Item, cid: int, upto: int) -> None:
+    """Go on in a copy that ends at ``seq`` ``upto``; the original is archived as it is."""
+    last = tx.connection.execute(_LAST_OF, {"cid": cid, "upto": upto}).scalar()
+    if last is None:
+        return
+    copy = threads.fork(tx, cid, last)
+    tx.connection.execute(_ARCHIVE, {"cid": cid})
+    lane = item.outcome.work.lease.lane_key
+    tx.connection.execute(_MAKE_CURRENT, {"cid": copy["id"], "lane": lane, "now": _now(tx)})
