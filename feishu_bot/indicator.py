@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from feishu_bot.errors import DeliveryError
-from feishu_bot.model import Target
+from feishu_bot.errors import DeliveryError, RetryLater, StoreUnavailable
+from feishu_bot.model import ChatType, Target
+from feishu_bot.store import signs
+from feishu_bot.store.signs import Sign
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Coroutine, Iterator, Mapping
 
     from feishu_bot.model import InboundMessage
     from feishu_bot.platforms.base import Platform
+    from feishu_bot.store.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +27,16 @@ _GRACE_S: Final = 2.0  # at the end, for signs that are still to be taken back
 
 
 class Indicator:
-    """Shows that an answer is being made, once it has taken ``after_s`` seconds, and takes that back."""
+    """Shows that an answer is being made, once it has taken ``after_s`` seconds, and takes that back.
 
-    def __init__(self, *, after_s: float = AFTER_S) -> None:
+    What a process that died has shown is taken back by ``take_over``.
+    """
+
+    def __init__(self, store: Store | None = None, *, after_s: float = AFTER_S) -> None:
         self.after_s = after_s
+        self._store = store  # keeps what is shown, so that another process can take it back
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._taking_back: set[Sign] = set()
 
     @contextmanager
     def watch(self, platform: Platform | None, message: InboundMessage) -> Iterator[None]:
@@ -38,7 +47,7 @@ class Indicator:
         target, shown = Target.of(message), []
 
         def show() -> None:
-            shown.append(self._start(platform.show_typing(target)))
+            shown.append(self._start(self._show(platform, target)))
 
         timer = asyncio.get_running_loop().call_later(self.after_s, show)
         try:
@@ -47,6 +56,20 @@ class Indicator:
             timer.cancel()
             if shown:
                 self._start(self._hide(platform, target, shown[0]))
+
+    async def take_over(self, platforms: Mapping[str, Platform]) -> None:
+        """Begin to take back what ended processes have shown. Raises StoreUnavailable."""
+        if self._store is None or not any(platform.shows_typing for platform in platforms.values()):
+            return
+        orphans, lost = await self._store.read(signs.left_behind)
+        if lost:
+            await self._store.run(partial(signs.forget, signs=lost))
+        for sign in orphans:
+            platform = platforms.get(sign.account)
+            if platform is not None and platform.shows_typing and sign not in self._taking_back:
+                self._taking_back.add(sign)
+                target = Target(ChatType.GROUP, reply_to=sign.message_id)
+                self._start(self._take_back(platform, target, sign))
 
     async def stop(self) -> None:
         """Take back what is shown, for at most a moment."""
@@ -68,7 +91,36 @@ class Indicator:
             return
         shown = showing.result()
         if shown is not None:
-            await platform.hide_typing(target, shown)
+            await self._take_back(platform, target, Sign(platform.account, target.reply_to or "", shown))
+
+    async def _show(self, platform: Platform, target: Target) -> str | None:
+        shown = await platform.show_typing(target)
+        if shown is not None and target.reply_to and self._store is not None:
+            sign, owner = Sign(platform.account, target.reply_to, shown), str(self._store.owner)
+            with suppress(StoreUnavailable):  # it is taken back at the end, if this process sees that
+                await self._store.run(partial(signs.note, sign=sign, owner=owner))
+        return shown
+
+    async def _take_back(self, platform: Platform, target: Target, sign: Sign) -> None:
+        try:
+            await platform.hide_typing(target, sign.shown)
+        except RetryLater:
+            if self._store is not None:
+                with suppress(StoreUnavailable):
+                    await self._store.run(partial(signs.note, sign=sign, owner=""))  # whoever looks next
+            raise
+        except DeliveryError:
+            await self._forget(sign)
+            raise
+        else:
+            await self._forget(sign)
+        finally:
+            self._taking_back.discard(sign)
+
+    async def _forget(self, sign: Sign) -> None:
+        if self._store is not None:
+            with suppress(StoreUnavailable):
+                await self._store.run(partial(signs.forget, signs=[sign]))
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -90,7 +90,7 @@ class Pipeline:
         self._store = store
         self._zone = ZoneInfo(settings.schedule.timezone)
         self._keeps = settings.ai.conversation_persistence.enabled
-        self.indicator = Indicator()
+        self.indicator = Indicator(store)
         self._attachments = Attachments()
         # Told of a message (lane, inbox id) that was recalled or edited before it had ended.
         self.dropped: Callable[[str, int], None] = lambda _lane, _inbox_id: None
@@ -101,6 +101,10 @@ class Pipeline:
         self._chat = settings.chat
         self._agent = agent
         self.planner.configure(settings, agent)
+
+    async def take_over_signs(self) -> None:
+        """Begin to take back what ended processes have shown in chats. Raises StoreUnavailable."""
+        await self.indicator.take_over(self._platforms)
 
     def load_commands(self) -> None:
         """Take the commands of the built-ins and of the plugins that have started."""

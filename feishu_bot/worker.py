@@ -282,9 +282,11 @@ class Worker:
         gone = await self._store.run(renew)
         if gone:
             log.warning("work of ended processes taken over", extra={"processes": len(gone)})
+            await self._pipeline.take_over_signs()
 
     async def _sweep(self) -> None:
-        """End what is too old to answer, with one note per chat."""
+        """End what is too old to answer, with one note per chat; take back signs that nobody else will."""
+        await self._pipeline.take_over_signs()
         if not self._keep_texts:
             await self._erase()
         age = self.answer_within_ms

@@ -14,6 +14,7 @@ from feishu_bot.model import InboundMessage
 class Chat:
     """Stands for a platform: what is shown, and failures where the test wants them."""
 
+    account = "feishu"
     shows_typing = True
 
     def __init__(

@@ -92,6 +92,9 @@ class Answers:
         await self.go_on.wait()
         return Outcome(work, End.ANSWERED, messages=("words",))
 
+    async def take_over_signs(self):
+        """There are none."""
+
     def unstorable(self, outcome, reason):
         return Outcome(outcome.work, End.DEAD, reason)
 

@@ -346,7 +346,7 @@ processes = _table(
 # What operators have ordered and what every process must know of the others: a few rows, read each second.
 controls = _table(
     "controls",
-    Column("kind", Key(16), primary_key=True),  # pause, drain, reload, alert, warned or clock
+    Column("kind", Key(16), primary_key=True),  # pause, drain, reload, alert, warned, clock or sign
     Column("name", Key(), primary_key=True),
     Column("value", LongText(), nullable=False),  # JSON
     Column("at", BigInteger, nullable=False),
