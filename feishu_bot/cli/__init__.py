@@ -7,7 +7,7 @@ import sys
 import click
 
 from feishu_bot import __version__
-from feishu_bot.cli import conversations, database, doctor, operation, queue, server
+from feishu_bot.cli import conversations, database, demo, doctor, operation, queue, server
 from feishu_bot.errors import BotError, ConfigError
 
 
@@ -35,6 +35,7 @@ for command in (
     operation.reload,
     operation.send,
     doctor.doctor,
+    demo.demo,
     queue.cleanup,
     queue.dead,
     conversations.search,
