@@ -32,6 +32,7 @@ from feishu_bot.store.engine import is_hopeless
 from feishu_bot.store.store import Store
 from feishu_bot.waiters import Waiters
 from feishu_bot.web.chat import Chat
+from feishu_bot.web.doors import Doors
 from feishu_bot.web.health import Health
 from feishu_bot.web.send import Send
 from feishu_bot.web.server import Server
@@ -210,6 +211,7 @@ class App:
         health = Health(self.metrics, broken=self._broken, degraded=self._degraded)
         return Server(
             self.settings.server,
+            doors=Doors(self.store, self.settings.server, language=lambda: self.settings.chat.language),
             webhooks=webhooks,
             sockets=sockets,
             chat=chat,

@@ -9,16 +9,19 @@ from sqlalchemy import delete, insert, select
 
 from feishu_bot.store.engine import open_engine
 from feishu_bot.store.schema import (
+    accounts,
     budget_windows,
     conversations,
     inbox,
     job_runs,
     lanes,
+    login_attempts,
     messages,
     metadata,
     outbox,
     processes,
     reservations,
+    tokens,
     totals,
     usage,
 )
@@ -120,6 +123,10 @@ def rows_of_every_sort() -> list[tuple[Table, list[dict[str, Any]]]]:
     lane = {"key": "lane", "ready_at": SAID_MS, "send_ready_at": SAID_MS}
     lane |= {"lease_owner": "host|1|1", "lease_until": SAID_MS, "lease_token": "t"}
     ended = {"day": "2025-06-18", "account": "web", "shard": 0}
+    account = {"name": "ann", "password": "$argon2id$…", "role": "admin", "created_at": SAID_MS}
+    token = {"account": "ann", "kind": "api", "hash": "ab" * 32, "label": "a script", "created_at": SAID_MS}
+    token |= {"used_at": SAID_MS, "expires_at": None}
+    attempt = {"kind": "address", "name": "192.0.2.1", "count": 3, "until": SAID_MS}
     return [
         (conversations, people),
         (messages, said),
@@ -129,6 +136,9 @@ def rows_of_every_sort() -> list[tuple[Table, list[dict[str, Any]]]]:
         (usage, [call, {**call, "call": 1, "cost_usd": None}]),
         (budget_windows, [window, {**window, "key": "web:U1", "reserved": 0}]),
         (reservations, [held]),
+        (accounts, [account, {**account, "name": "Ann", "role": "user"}]),
+        (tokens, [token, {**token, "kind": "session", "hash": "cd" * 32, "expires_at": SAID_MS + 1}]),
+        (login_attempts, [attempt]),
         (job_runs, [{"job": "cleanup", "fire_time": SAID_MS, "node": "n", "started_at": SAID_MS}]),
         (
             totals,

@@ -25,7 +25,7 @@ LAYERS: list[tuple[frozenset[str], bool]] = [
     (frozenset({"errors", "model"}), TOGETHER),
     (frozenset({"config", "log", "network"}), TOGETHER),
     (
-        frozenset({"access", "deadlines", "pace", "split", "texts", "turns", "windows"}),
+        frozenset({"access", "deadlines", "pace", "passwords", "split", "texts", "turns", "windows"}),
         TOGETHER,
     ),  # plain rules, no I/O
     (frozenset({"store", "platforms", "ai", "hooks"}), APART),
@@ -67,6 +67,8 @@ LIBRARIES: dict[str, set[str]] = {
     "os.getenv": {"config"},
     "click": {"cli"},
     "tiktoken": {"ai"},
+    "argon2": {"passwords"},
+    "jinja2": {"web"},
 }
 
 # The only functions that may catch everything, each logging with the stack: the web error middleware, a worker's

@@ -7,7 +7,7 @@ import sys
 import click
 
 from feishu_bot import __version__
-from feishu_bot.cli import conversations, database, demo, doctor, operation, queue, server
+from feishu_bot.cli import accounts, conversations, database, demo, doctor, operation, queue, server
 from feishu_bot.errors import BotError, ConfigError
 
 
@@ -36,6 +36,7 @@ for command in (
     operation.send,
     doctor.doctor,
     demo.demo,
+    accounts.user,
     queue.cleanup,
     queue.dead,
     conversations.search,

@@ -156,7 +156,8 @@ async def _remote(settings: BotSettings, url: str | None) -> list[Check]:
     import aiohttp  # noqa: PLC0415  # takes longer than --help
 
     checks = [check async for check in _credentials(settings)]
-    at = (url or f"http://{_reachable(settings.server.host)}:{settings.server.port}").rstrip("/")
+    server = settings.server
+    at = (url or f"http://{_reachable(server.host)}:{server.port}{server.base_path}").rstrip("/")
     timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
     async with aiohttp.ClientSession(timeout=timeout) as http:
         try:

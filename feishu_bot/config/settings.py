@@ -247,6 +247,9 @@ def _plain_text(value: object) -> object:
     return value
 
 
+_BASE_PATH = r"^((/[A-Za-z0-9._~-]+)+)?$"
+_HEADER = r"^[A-Za-z0-9-]{1,64}$"
+
 Text = Annotated[str, BeforeValidator(_plain_text), Expected("a text that is not empty")]
 FilePath = Annotated[str, BeforeValidator(_plain_text), Expected("a path"), Marker.FILE]
 Count = Annotated[int, Field(ge=1, le=2**53)]
@@ -303,8 +306,17 @@ class ServerSettings(Settings):
     )
     max_waiting_age_s: Count = Field(300, description='older than this, /readyz reports "degraded"')
     min_free_mb: int = Field(200, ge=0, le=2**53, description="less free disk than this: webhooks get 503")
+    base_path: Annotated[str, Field(pattern=_BASE_PATH), Expected("a path such as /bot, or nothing")] = Field(
+        "", description="what all paths begin with, behind a proxy that hands them on whole"
+    )
+    public_url: HttpUrl | None = Field(
+        None, description="how browsers reach the server; https:// makes cookies travel by that alone"
+    )
     trusted_proxies: tuple[Network, ...] = Field(
         (), description="reverse proxies whose X-Forwarded-For is believed"
+    )
+    user_header: Annotated[str, Field(pattern=_HEADER), Expected("a header's name")] | None = Field(
+        None, description="the header in which a trusted proxy names the user whom it has logged in"
     )
     private_networks: tuple[Network, ...] = Field(
         tuple(map(ip_network, ("127.0.0.0/8", "::1", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))),

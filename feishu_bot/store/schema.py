@@ -352,3 +352,39 @@ controls = _table(
     Column("at", BigInteger, nullable=False),
     sqlite_with_rowid=False,
 )
+
+# Who may come in by the browser's and scripts' doors.
+accounts = _table(
+    "accounts",
+    Column("name", Key(64), primary_key=True),
+    Column("password", String(255), nullable=False),  # argon2id, with its parameters
+    Column("role", Key(16), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Secrets that stand for an account: sessions of browsers and tokens of scripts. Of the secret only its hash.
+tokens = _table(
+    "tokens",
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("account", Key(64), nullable=False),
+    Column("kind", Key(16), nullable=False),  # session or api
+    Column("hash", Key(64), nullable=False, unique=True),
+    Column("label", String(255), nullable=False),  # a browser, or what a token is for
+    Column("address", String(64), nullable=False, server_default=""),
+    Column("created_at", BigInteger, nullable=False),
+    Column("used_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Index(None, "account"),
+    sqlite_autoincrement=True,
+)
+
+login_attempts = _table(
+    "login_attempts",
+    Column("kind", Key(16), primary_key=True),  # account or address
+    Column("name", Key(64), primary_key=True),
+    Column("count", Integer, nullable=False),
+    Column("until", BigInteger, nullable=False),  # then they are forgotten
+    Index(None, "until"),
+    sqlite_with_rowid=False,
+)

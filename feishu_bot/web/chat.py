@@ -15,8 +15,8 @@ from feishu_bot.model import End, InboundMessage, person_key
 from feishu_bot.platforms.base import parse_json
 from feishu_bot.store.answers import Answer, event_key_of, own_conversation
 from feishu_bot.store.work import Recorded
+from feishu_bot.web.accounts import VISITOR
 from feishu_bot.web.errors import error_response, json_response, unavailable
-from feishu_bot.web.visitors import HOW_TO_OPEN, local_user
 from feishu_bot.web.webhooks import read_body
 
 if TYPE_CHECKING:
@@ -72,9 +72,7 @@ class Chat:
         """Answer ``{message, conversation_id?, agent?, request_id?}`` with JSON, or with an event stream."""
         if self._account is None:
             return error_response(404, "the browser chat is switched off (platforms.web.enabled)")
-        user = local_user(request)
-        if user is None:
-            return error_response(403, HOW_TO_OPEN)
+        user = request[VISITOR].name
         try:
             question = await self._understand(parse_json(await read_body(request)), user)
         except BadPayload as error:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
+from feishu_bot.store.accounts import Role
 from feishu_bot.web.errors import HttpLog, error_middleware
 from feishu_bot.web.visitors import private_only
 
@@ -15,21 +15,19 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
 
-    from aiohttp.typedefs import Handler
-
     from feishu_bot.config import ServerSettings
     from feishu_bot.web.chat import Chat
+    from feishu_bot.web.doors import Doors
     from feishu_bot.web.health import Health
     from feishu_bot.web.send import Send
     from feishu_bot.web.sockets import Sockets
     from feishu_bot.web.webhooks import Webhooks
 
-_STATIC: Final = Path(__file__).parent / "static"
 BACKLOG: Final = 1024  # connections that wait to be taken
 _LAST_REQUESTS_S: Final = 3.0  # what open requests may take when everything else has stopped
 _SECURITY: Final = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
@@ -52,31 +50,36 @@ class Server:
         sockets: Sockets,
         chat: Chat,
         health: Health,
-        send: Send | None = None,
+        send: Send,
+        doors: Doors,
         listening: Callable[[], Sequence[socket.socket]] | None = None,
     ) -> None:
         self._settings = settings
         self._listening = listening
+        base, accounts = settings.base_path, doors.accounts
+        guard = private_only(
+            settings.private_networks, settings.trusted_proxies, base=base, is_admin=accounts.is_admin_token
+        )
         application = web.Application(
-            client_max_size=settings.max_body_bytes,
-            middlewares=[error_middleware, private_only(settings.private_networks, settings.trusted_proxies)],
+            client_max_size=settings.max_body_bytes, middlewares=[error_middleware, guard]
         )
         application.on_response_prepare.append(_security_headers)
-        application.router.add_routes(
-            [
-                web.post("/webhook/{account}", webhooks.handle),
-                web.get("/webhook/{account}", webhooks.handle),
-                web.get("/ws/{account}", sockets.handle),
-                web.post("/chat", chat.handle),
-                web.get("/healthz", health.healthz),
-                web.get("/readyz", health.readyz),
-                web.get("/metrics", health.metrics),
-                web.get("/", _page(_STATIC / "chat.html")),
-                web.static("/static", _STATIC),
-            ]
-        )
-        if send is not None:
-            application.router.add_post("/send", send.handle)
+        routes = [
+            web.post("/webhook/{account}", webhooks.handle),
+            web.get("/webhook/{account}", webhooks.handle),
+            web.get("/ws/{account}", sockets.handle),
+            web.get("/healthz", health.healthz),
+            web.get("/readyz", health.readyz),
+            web.get("/metrics", health.metrics),
+            web.get("/static/{name:.+}", doors.static.handle),
+            web.post("/chat", accounts.api(chat.handle)),
+            web.post("/send", accounts.api(send.handle, Role.ADMIN, local=True)),
+            *doors.routes(),
+        ]
+        for route in routes:
+            application.router.add_route(route.method, base + route.path, route.handler)
+        if base:  # whoever asks without the proxy whether the process is alive
+            application.router.add_get("/healthz", health.healthz)
         self._sockets = sockets
         self._runner = web.AppRunner(
             application,
@@ -114,12 +117,3 @@ class Server:
         """Close every connection."""
         await self._runner.cleanup()
         await self._sockets.stop()
-
-
-def _page(path: Path) -> Handler:
-    body = path.read_bytes()
-
-    async def page(_request: web.Request) -> web.Response:
-        return web.Response(body=body, content_type="text/html", charset="utf-8")
-
-    return page

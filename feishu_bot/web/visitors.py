@@ -13,6 +13,8 @@ from feishu_bot.network import is_loopback
 from feishu_bot.web.errors import error_response
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from aiohttp.typedefs import Handler, Middleware
 
 Networks = Sequence[IPv4Network | IPv6Network]
@@ -21,28 +23,50 @@ LOCAL_USER: Final = "local"
 _PUBLIC: Final = ("/webhook/", "/ws/", "/healthz")
 _FORWARDED: Final = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP")
 HOW_TO_OPEN: Final = (
-    "the browser chat answers only on this machine: open it there as http://127.0.0.1:<port>/, "
-    "without a proxy before it"
+    "there is no account yet: add one with 'python bot.py user add NAME'; without any, the browser chat answers "
+    "only on this machine, as http://127.0.0.1:<port>/ and without a proxy before it"
 )
 
 
-def private_only(networks: Networks, proxies: Networks = ()) -> Middleware:
+async def _nobody(_request: web.Request) -> bool:
+    return False
+
+
+def private_only(
+    networks: Networks,
+    proxies: Networks = (),
+    *,
+    base: str = "",
+    is_admin: Callable[[web.Request], Awaitable[bool]] = _nobody,
+) -> Middleware:
     """Return a middleware that lets visitors from outside ``networks`` reach the public doors only.
 
     A request that was forwarded comes from where one of our ``proxies`` says it does; whoever else forwards could
-    stand before anybody, so he is outside.
+    stand before anybody, so he is outside. ``is_admin``: whether a request has an administrator's token, which
+    opens all doors from anywhere.
     """
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if not request.path.startswith(_PUBLIC) and not _is_in(_visitor(request, proxies), networks):
+        is_private = not request.path.removeprefix(base).startswith(_PUBLIC)
+        if is_private and not _is_in(address_of(request, proxies), networks) and not await is_admin(request):
             return error_response(403, "not from this network (server.private_networks)")
         return await handler(request)
 
     return middleware
 
 
-def _visitor(request: web.Request, proxies: Networks) -> str | None:
+def is_from(request: web.Request, proxies: Networks) -> bool:
+    """Say whether one of our proxies has sent this request."""
+    return _is_in(request.remote, proxies)
+
+
+def is_forwarded_https(request: web.Request, proxies: Networks) -> bool:
+    """Say whether one of our proxies was asked by https."""
+    return is_from(request, proxies) and request.headers.get("X-Forwarded-Proto", "").lower() == "https"
+
+
+def address_of(request: web.Request, proxies: Networks) -> str | None:
     """Return the address that a request comes from, None where nobody trustworthy tells."""
     remote = request.remote
     if not any(name in request.headers for name in _FORWARDED):

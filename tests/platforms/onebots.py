@@ -19,6 +19,7 @@ from feishu_bot.model import ChatType, InboundMessage, Outgoing, Target
 from feishu_bot.platforms.base import PlatformContext
 from feishu_bot.platforms.onebot import OneBot, OneBotSettings
 from feishu_bot.store.work import Recorded
+from feishu_bot.web.doors import Doors as Web
 from feishu_bot.web.health import Health
 from feishu_bot.web.server import Server
 from feishu_bot.web.sockets import Sockets
@@ -142,6 +143,8 @@ async def doors(platform: OneBot, *, now: float = NOW, **limits: Any) -> AsyncIt
     sockets = Sockets(platforms, record, gate, metrics, **limits)
     server = Server(
         ServerSettings(port=0),
+        send=Nothing(),
+        doors=Web(Nothing(), ServerSettings(), language=lambda: "en"),
         webhooks=Webhooks(platforms, record, gate, metrics, clock=lambda: now),
         sockets=sockets,
         chat=Nothing(),

@@ -1,10 +1,11 @@
 // The plain chat page: one conversation, streamed answers, texts in the browser's language.
-const zh = navigator.language.toLowerCase().startsWith("zh");
+import { base, headers } from "./page.js";
+
+const zh = document.documentElement.lang === "zh";
 const t = zh
   ? { fresh: "新对话", send: "发送", label: "消息", failed: "发送失败，请重试。", paused: "已收到，稍后回答。", tokens: "个 token" }
   : { fresh: "New chat", send: "Send", label: "Message", failed: "Sending failed, please try again.", paused: "Received; the answer comes later.", tokens: "tokens" };
 const $ = (id) => document.getElementById(id);
-document.documentElement.lang = zh ? "zh" : "en";
 $("new").textContent = t.fresh;
 $("send").textContent = t.send;
 $("label").textContent = t.label;
@@ -45,9 +46,9 @@ async function ask(text) {
   const body = { message: text, request_id: crypto.randomUUID() };
   if (conversation !== null) body.conversation_id = conversation;
   try {
-    const response = await fetch("/chat", {
+    const response = await fetch(`${base}/chat`, {
       method: "POST",
-      headers: { "Content-Type": "application/json", Accept: "text/event-stream" },
+      headers: headers({ "Content-Type": "application/json", Accept: "text/event-stream" }),
       body: JSON.stringify(body),
     });
     if (!response.headers.get("Content-Type")?.startsWith("text/event-stream")) {

@@ -44,6 +44,47 @@ def only(condition: str) -> dict[str, Any]:
 def upgrade() -> None:
     kind = op.get_bind().dialect.name
     op.create_table(
+        "accounts",
+        sa.Column("name", key(64), nullable=False),
+        sa.Column("password", sa.String(255), nullable=False),
+        sa.Column("role", key(16), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_accounts")),
+        mysql_charset="utf8mb4",
+        mysql_engine="InnoDB",
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "login_attempts",
+        sa.Column("kind", key(16), nullable=False),
+        sa.Column("name", key(64), nullable=False),
+        sa.Column("count", sa.Integer(), nullable=False),
+        sa.Column("until", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("kind", "name", name=op.f("pk_login_attempts")),
+        mysql_charset="utf8mb4",
+        mysql_engine="InnoDB",
+        sqlite_with_rowid=False,
+    )
+    op.create_index(op.f("ix_login_attempts_until"), "login_attempts", ["until"])
+    op.create_table(
+        "tokens",
+        sa.Column("id", BIG_ID, autoincrement=True, nullable=False),
+        sa.Column("account", key(64), nullable=False),
+        sa.Column("kind", key(16), nullable=False),
+        sa.Column("hash", key(64), nullable=False),
+        sa.Column("label", sa.String(255), nullable=False),
+        sa.Column("address", sa.String(64), nullable=False, server_default=""),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("used_at", sa.BigInteger(), nullable=False),
+        sa.Column("expires_at", sa.BigInteger()),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_tokens")),
+        sa.UniqueConstraint("hash", name=op.f("uq_tokens_hash")),
+        mysql_charset="utf8mb4",
+        mysql_engine="InnoDB",
+        sqlite_autoincrement=True,
+    )
+    op.create_index(op.f("ix_tokens_account"), "tokens", ["account"])
+    op.create_table(
         "budget_windows",
         sa.Column("budget", key(64), nullable=False),
         sa.Column("key", key(255), nullable=False),

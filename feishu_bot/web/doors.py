@@ -1,0 +1,48 @@
+"""The doors for people: who may come in by which, and the pages behind them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from feishu_bot.web.accounts import VISITOR, Accounts
+from feishu_bot.web.login import Login
+from feishu_bot.web.pages import Pages, Static
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from feishu_bot.config import ServerSettings
+    from feishu_bot.store.store import Store
+    from feishu_bot.web.words import Language
+
+
+class Doors:
+    """Accounts, pages and files, made once and shared by everything that people open in a browser."""
+
+    def __init__(self, store: Store, settings: ServerSettings, *, language: Callable[[], Language]) -> None:
+        self.accounts = Accounts(store, settings)
+        self.pages = Pages(settings.base_path, language)
+        self.static = Static()
+        self._login = Login(store, self.accounts, self.pages, base=settings.base_path)
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes, without the path that all begin with."""
+        api, page, login = self.accounts.api, self.accounts.page, self._login
+        return [
+            web.get("/", page(self._chat, self.pages.refused)),
+            web.get("/login", login.page),
+            web.post("/login", login.login),
+            web.post("/logout", api(login.logout)),
+            web.get("/account", page(login.account, self.pages.refused)),
+            web.get("/account/sessions", api(login.sessions)),
+            web.delete("/account/sessions/{id:[0-9]{1,15}}", api(login.end_session)),
+            web.get("/account/tokens", api(login.tokens)),
+            web.post("/account/tokens", api(login.make_token)),
+            web.delete("/account/tokens/{id:[0-9]{1,15}}", api(login.revoke_token)),
+            web.post("/account/password", api(login.password)),
+        ]
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        return self.pages.render(request, "chat.html", visitor=request[VISITOR])

@@ -1,0 +1,137 @@
+"""HTML pages: rendered here, in the visitor's language and theme; styles and scripts are files of their own."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from http.cookies import CookieError
+from mimetypes import guess_type
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from aiohttp import web
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from feishu_bot.web.words import Language, words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from feishu_bot.web.accounts import Visitor
+
+_HERE: Final = Path(__file__).parent
+_THEMES: Final = ("light", "dark")
+_WORTH_PACKING: Final = 500  # bytes
+
+
+class Pages:
+    """Renders templates; every page knows ``t`` (its words), ``base``, ``language``, ``theme`` and ``visitor``."""
+
+    def __init__(self, base: str, default_language: Callable[[], Language]) -> None:
+        self._base = base
+        self._default = default_language
+        self._words: dict[Language, dict[str, str]] = {"zh": words("zh"), "en": words("en")}
+        self._environment = Environment(
+            loader=FileSystemLoader(_HERE / "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+
+    def render(
+        self,
+        request: web.Request,
+        template: str,
+        *,
+        visitor: Visitor | None = None,
+        status: int = 200,
+        **values: Any,
+    ) -> web.Response:
+        """Return a page."""
+        language = self.language(request)
+        theme = _cookie(request, "theme")
+        html = self._environment.get_template(template).render(
+            t=self._words[language],
+            base=self._base,
+            language=language,
+            theme=theme if theme in _THEMES else "auto",
+            visitor=visitor,
+            **values,
+        )
+        response = packed(request, html.encode(), "text/html; charset=utf-8")
+        response.headers["Cache-Control"] = "no-store"
+        response.headers["Vary"] = "Accept-Encoding, Accept-Language, Cookie"
+        response.set_status(status)
+        return response
+
+    def language(self, request: web.Request) -> Language:
+        """Return the language a visitor has chosen, else the first of his browser's that we have."""
+        chosen = _cookie(request, "lang")
+        if chosen == "zh":
+            return "zh"
+        if chosen == "en":
+            return "en"
+        for part in request.headers.get("Accept-Language", "").split(","):
+            tag = part.strip().lower()
+            if tag.startswith("zh"):
+                return "zh"
+            if tag.startswith("en"):
+                return "en"
+        return self._default()
+
+    async def refused(self, request: web.Request, reason: str) -> web.StreamResponse:
+        """Return the page that says why another one is not shown; ``reason`` is the key of a sentence."""
+        return self.render(request, "refused.html", status=403, reason=reason)
+
+
+def _cookie(request: web.Request, name: str) -> str | None:
+    try:
+        return request.cookies.get(name)
+    except CookieError:
+        return None
+
+
+def packed(request: web.Request, body: bytes, content_type: str) -> web.Response:
+    """Return a response, compressed where that is worth it and the browser takes it."""
+    headers = {"Content-Type": content_type}
+    if len(body) >= _WORTH_PACKING and "gzip" in request.headers.get("Accept-Encoding", ""):
+        headers["Content-Encoding"] = "gzip"
+        body = gzip.compress(body, 6)
+    return web.Response(body=body, headers=headers)
+
+
+class Static:
+    """The files of ``static/``, read once and known by their whole names: no path leads out of there."""
+
+    def __init__(self) -> None:
+        folder = _HERE / "static"
+        self._files: Mapping[str, tuple[bytes, bytes, str, str]] = {
+            path.relative_to(folder).as_posix(): _file(path) for path in folder.rglob("*") if path.is_file()
+        }
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Return a file, or that the browser has it already."""
+        file = self._files.get(request.match_info["name"])
+        if file is None:
+            raise web.HTTPNotFound
+        plain, small, content_type, tag = file
+        headers = {"ETag": tag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+        if request.headers.get("If-None-Match") == tag:
+            return web.Response(status=304, headers=headers)
+        headers["Content-Type"] = content_type
+        if small and "gzip" in request.headers.get("Accept-Encoding", ""):
+            headers["Content-Encoding"] = "gzip"
+            return web.Response(body=small, headers=headers)
+        return web.Response(body=plain, headers=headers)
+
+
+def _file(path: Path) -> tuple[bytes, bytes, str, str]:
+    body = path.read_bytes()
+    kind = (
+        "text/javascript" if path.suffix == ".js" else guess_type(path.name)[0] or "application/octet-stream"
+    )
+    if kind.startswith("text/"):
+        kind += "; charset=utf-8"
+    small = gzip.compress(body, 9) if len(body) >= _WORTH_PACKING else b""
+    return body, small, kind, f'"{hashlib.sha256(body).hexdigest()[:16]}"'
