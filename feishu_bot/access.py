@@ -62,10 +62,13 @@ class Access:
         return bool(self._admins) and (message.person in self._admins or message.user_key in self._admins)
 
 
-def applies(match: MatchSettings | None, message: InboundMessage) -> bool:
-    """Say whether a rule's ``match`` (patterns; what is absent matches all) holds for a message."""
+def applies(match: MatchSettings | None, message: InboundMessage, *, tenant: str = "default") -> bool:
+    """Say whether a rule's ``match`` (patterns; what is absent matches all) holds for a message of a tenant."""
     if match is None:
         return True
+    wanted = getattr(match, "tenant", None)
+    if wanted is not None and not fnmatchcase(tenant, wanted):
+        return False
     return (
         (match.platform is None or fnmatchcase(message.account, match.platform))
         and (match.chat is None or fnmatchcase(message.chat_id, match.chat))

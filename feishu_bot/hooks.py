@@ -1,4 +1,4 @@
-"""What plugins can do: six asynchronous hooks, one per line of ``Plugin``. The built-in commands use the same.
+"""What plugins can do: seven asynchronous hooks, one per line of ``Plugin``. The built-in commands use the same.
 
 A plugin is an object with any of these methods, or a module with functions of these names. A hook that raises or
 takes longer than its time is reported and skipped; it never stops a message.
@@ -6,6 +6,7 @@ takes longer than its time is reported and skipped; it never stops a message.
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 
 COMMAND_NAME = re.compile(r"[^\W_][\w-]{0,31}")  # letters of any script, digits, - and _
+
+TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # what every provider takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +140,40 @@ class Command:
         return tuple(dict.fromkeys(name.casefold() for name in (self.name, *self.aliases)))
 
 
+class ToolError(Exception):
+    """Raised by a tool to tell the model, in these words, why it cannot do what was asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that a model may call: ``async def name(context, city: str, days: int = 1)``.
+
+    ``name`` and ``description`` are by default the function's own and its docstring. ``parameters`` is the JSON
+    schema of its arguments; by default it is made from the annotations, and what a model sends is checked by them.
+    What it returns is told to the model: a text, or anything that can be JSON. Raises ValueError for a name that
+    not every provider takes.
+    """
+
+    run: Callable[..., Awaitable[Any]]
+    name: str = ""
+    description: str = ""
+    parameters: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", getattr(self.run, "__name__", ""))
+        if TOOL_NAME.fullmatch(self.name) is None:
+            raise ValueError(f"{self.name!r} cannot be a tool: at most 64 letters, digits, - and _ of ASCII")
+        if not self.description:
+            object.__setattr__(self, "description", inspect.getdoc(self.run) or "")
+
+
 class Plugin(Protocol):
     """The hooks. All are optional; each is awaited with a time limit."""
 
     async def startup(self, bot: Bot) -> None: ...
     async def commands(self, bot: Bot) -> Sequence[Command]: ...
+    async def tools(self, bot: Bot) -> Sequence[Tool]: ...
     async def on_message(self, context: Context) -> str | None: ...
     async def on_event(self, context: Context) -> None: ...
     async def on_answer(self, context: Context, answer: str) -> str | None: ...

@@ -10,6 +10,7 @@ import hashlib
 import logging
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import uuid4
 from zoneinfo import ZoneInfo
@@ -39,12 +40,14 @@ from feishu_bot.store.work import (
     Work,
 )
 from feishu_bot.texts import say
+from feishu_bot.toolbox import Toolbox
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from feishu_bot.access import Access
-    from feishu_bot.ai.agent import Agent, AgentAnswer, CallPlan
+    from feishu_bot.ai.agent import Agent, AgentAnswer, ToolRound
+    from feishu_bot.ai.prompt import CallPlan
     from feishu_bot.config import BotSettings
     from feishu_bot.hooks import StoredMessage
     from feishu_bot.model import BudgetRefusal
@@ -66,6 +69,7 @@ class _Said:
     text: str
     tokens: int
     metadata: dict[str, Any] = field(default_factory=dict)
+    rounds: tuple[ToolRound, ...] = ()
 
 
 class Pipeline:
@@ -80,9 +84,13 @@ class Pipeline:
         plugins: Plugins,
         access: Access,
         store: Store,
+        toolbox: Toolbox | None = None,
         holds: Callable[[str, bool], bool] = lambda _account, _asks_model: False,
     ) -> None:
-        self.planner = Planner(settings, agent=agent, platforms=platforms, access=access, holds=holds)
+        self._toolbox = toolbox or Toolbox((plugins,))
+        self.planner = Planner(
+            settings, agent=agent, platforms=platforms, access=access, toolbox=self._toolbox, holds=holds
+        )
         self.configure(settings, agent)
         self._platforms = platforms
         self._plugins = plugins
@@ -207,14 +215,19 @@ class Pipeline:
                     call = await asyncio.to_thread(self._agent.enclose, call, shown.images, shown.words)
                     if shown.words and (refused := await self._too_long(work, decision, call)):
                         return refused
-                answer = await self._agent.answer(call, reserve=self._reserver(work), on_text=on_text)
+                answer = await self._agent.answer(
+                    call,
+                    reserve=self._reserver(work),
+                    on_text=on_text,
+                    run_tools=partial(self._toolbox.run, context, call.tools),
+                )
         if answer.text is None:
             if answer.refusal is not None and answer.failure is None:
                 return self._over_budget(work, decision, answer.refusal, answer.calls)
             return self._failed(work, decision, self._reason(answer), answer.calls)
         used = answer.calls[-1]
         metadata = {"model": answer.model, "finish_reason": answer.finish}
-        said = _Said(answer.text, used.output_tokens, metadata)
+        said = _Said(answer.text, used.output_tokens, metadata, answer.rounds)
         return await self._answered(work, decision, context, said, answer.calls)
 
     async def _too_long(self, work: Work, decision: Decision, call: CallPlan) -> Outcome | None:
@@ -260,7 +273,8 @@ class Pipeline:
             save_key=f"in:{work.inbox_id}:assistant",
         )
         said_before = decision.again is not None
-        stored = (assistant,) if said_before else (self._user_message(work, decision), assistant)
+        asked = () if said_before else (self._user_message(work, decision),)
+        stored = (*asked, *_steps(work, decision, said), assistant)
         return Outcome(
             work,
             End.ANSWERED,
@@ -541,6 +555,20 @@ class ChatBot:
 def _self_id(message: InboundMessage) -> dict[str, Any]:
     """Return by which of an account's bots a message came, as targets name it."""
     return {name: value for name, value in message.extra.items() if name == "self_id"}
+
+
+def _steps(work: Work, decision: Decision, said: _Said) -> Iterator[NewMessage]:
+    """Yield the tools that were called on the way to an answer, and what they said."""
+    note = _chat_note(work, decision.message)
+    steps = [message for done in said.rounds for message in done.messages()]
+    for number, (role, content, tokens, own) in enumerate(steps):
+        yield NewMessage(
+            role=role,
+            content=_storable(content),
+            tokens=tokens,
+            metadata_json=_storable(orjson.dumps(own | note).decode()),
+            save_key=f"in:{work.inbox_id}:step:{number}",
+        )
 
 
 def _chat_note(work: Work, message: InboundMessage) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from zoneinfo import ZoneInfo
 
 from feishu_bot.access import Access, applies
+from feishu_bot.ai.profile import DEFAULT
 from feishu_bot.ai.tokens import count_tokens
 from feishu_bot.attachments import readable
 from feishu_bot.commands import RETRY, CommandTable
@@ -21,12 +22,15 @@ from feishu_bot.windows import window_bounds
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from feishu_bot.ai.agent import Agent, CallPlan
+    from feishu_bot.ai.agent import Agent
+    from feishu_bot.ai.profile import Profile
+    from feishu_bot.ai.prompt import CallPlan
     from feishu_bot.commands import ParsedCommand
     from feishu_bot.config import BotSettings
     from feishu_bot.hooks import Command
     from feishu_bot.model import Attachment
     from feishu_bot.platforms.base import Platform
+    from feishu_bot.toolbox import Toolbox
     from feishu_bot.windows import Window
 
 MAX_ATTEMPTS: Final = 5
@@ -58,6 +62,7 @@ class Planner:
         agent: Agent,
         platforms: Mapping[str, Platform],
         access: Access,
+        toolbox: Toolbox,
         holds: Callable[[str, bool], bool] = lambda _account, _asks_model: False,
     ) -> None:
         self.configure(settings, agent)
@@ -67,6 +72,7 @@ class Planner:
         self._holds = holds  # whether messages of an account, or those for a model, are kept for later
         self._platforms = platforms
         self._access = access
+        self._toolbox = toolbox
         self._zone = ZoneInfo(settings.schedule.timezone)
         self._tenants = {account: platform.settings.tenant for account, platform in platforms.items()}
         self._windows: dict[Window, tuple[int, int | None]] = {}
@@ -101,16 +107,16 @@ class Planner:
         if isinstance(judged, Planned):
             return judged
         message = judged
-        decision = self._decide(message, attempt, received_at, now_ms)
+        profile, scope = self.profile(message, conversation), self._chat.scope
+        decision = self._decide(message, attempt, received_at, now_ms, profile.model)
         if decision.command is not None:
             decision = self._again(decision, history)
         if self._is_held(decision):
             return Planned(wait_ms=now_ms + _LOOK_AGAIN_MS)
         if decision.kind != "answer" or not self._settings.ai.enabled:
             return Planned(decision)
-        model, scope = self._settings.ai.model, self._chat.scope
         if is_shared(message, scope):
-            history = with_speakers(history, model)
+            history = with_speakers(history, profile.model)
         shown = decision.attachments
         images = sum(a.kind == "image" for a in shown)
         room = self._chat.max_input_tokens - (message.tokens or 0) if len(shown) > images else 0
@@ -118,8 +124,16 @@ class Planner:
             history, asked = _before(history, decision.again)
             text, tokens = asked.content, asked.tokens
         else:
-            text, tokens = question(message, scope, model)
-        call = self._agent.plan(history, text, tokens, images=images, file_tokens=room)
+            text, tokens = question(message, scope, profile.model)
+        call = self._agent.plan(
+            history,
+            text,
+            tokens,
+            images=images,
+            file_tokens=room,
+            profile=profile,
+            tools=self._toolbox.choose(profile.tools),
+        )
         return Planned(
             replace(decision, call=call),
             PlannedCall(call.model, call.prompt_tokens, call.reserve_tokens, self.charges(message, now_ms)),
@@ -149,6 +163,18 @@ class Planner:
             if not message.addressed and self._chat.require_at_in_groups:
                 return Planned(Decision("ignore", message, "not addressed"))
         return message
+
+    def profile(self, message: InboundMessage, conversation: ConversationState | None) -> Profile:
+        """Return how a message is answered: as it asks, as its conversation has chosen, as the rules say."""
+        chosen = message.agent or (conversation.agent if conversation is not None else None)
+        return self._agent.profile(chosen or self.default_agent(message))
+
+    def default_agent(self, message: InboundMessage) -> str:
+        """Return who answers here where nobody has chosen."""
+        for rule in self._settings.ai.agent_for:
+            if applies(rule.match, message, tenant=self.tenant(message.account)):
+                return rule.agent
+        return DEFAULT
 
     def _judge(self, message: InboundMessage) -> InboundMessage | None:
         """Return the message as its platform judges it; None while the bot's own id is unknown."""
@@ -183,7 +209,9 @@ class Planner:
     def _too_old(self, received_at: int, now_ms: int) -> bool:
         return self._answer_within_ms is not None and now_ms - received_at > self._answer_within_ms
 
-    def _decide(self, message: InboundMessage, attempt: int, received_at: int, now_ms: int) -> Decision:
+    def _decide(
+        self, message: InboundMessage, attempt: int, received_at: int, now_ms: int, model: str
+    ) -> Decision:
         if self._too_old(received_at, now_ms):
             # The sweep has passed it by; one note per chat and minute.
             once = make_key(
@@ -198,7 +226,7 @@ class Planner:
             day = datetime.fromtimestamp(now_ms / 1000, UTC).astimezone(self._zone).date()
             once = make_key("access", message.account, day.isoformat(), message.chat_id, message.sender_id)
             return Decision("refuse", message, "access", self._say("no_access"), once)
-        shown = self._shown(message)
+        shown = self._shown(message, model)
         if message.unreadable is not None and not shown:
             key = "bare_mention" if message.unreadable == "mention" else "cannot_read"
             return Decision("refuse", message, f"cannot read: {message.unreadable}", self._say(key))
@@ -211,12 +239,12 @@ class Planner:
             return Decision("refuse", message, "too long", sentence)
         return Decision("answer", message, attachments=shown)
 
-    def _shown(self, message: InboundMessage) -> tuple[Attachment, ...]:
+    def _shown(self, message: InboundMessage, model: str) -> tuple[Attachment, ...]:
         """Return what the model is shown beside the words."""
         if not message.attachments or not self._settings.ai.enabled:
             return ()
         platform, agent = self._platforms.get(message.account), self._agent
-        return readable(message, platform, images=agent.takes_images(), files=agent.takes_files())
+        return readable(message, platform, images=agent.takes_images(model), files=agent.takes_files(model))
 
     def _again(self, decision: Decision, history: Sequence[HistoryRow]) -> Decision:
         """Return ``/retry`` as the question that it repeats, everything else as it is."""

@@ -18,17 +18,23 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
+import orjson
+
+from feishu_bot.ai.chat_model import ToolSpec
+from feishu_bot.arguments import Arguments
 from feishu_bot.errors import BotError
-from feishu_bot.hooks import Command, Reply
+from feishu_bot.hooks import Command, Reply, Tool, ToolError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from feishu_bot.ai.chat_model import ToolCall
     from feishu_bot.config.settings import PluginSettings
     from feishu_bot.hooks import Bot, Context
 
@@ -43,6 +49,7 @@ SWITCHED_OFF_S = 60.0
 _HOOKS: Final[dict[str, tuple[str, ...]]] = {
     "startup": ("bot",),
     "commands": ("bot",),
+    "tools": ("bot",),
     "on_message": ("context",),
     "on_event": ("context",),
     "on_answer": ("context", "answer"),
@@ -61,13 +68,18 @@ class PluginError(BotError):
 
 @dataclass(frozen=True, slots=True)
 class TimeLimits:
-    """How long a plugin may take, in seconds. ``command`` is one run of a command, ``commands`` the list of them."""
+    """How long a plugin may take, in seconds.
+
+    ``command`` is one run of a command, ``commands`` the list of them; so with ``tool`` and ``tools``.
+    """
 
     load: float = 10.0
     startup: float = 10.0
     shutdown: float = 10.0
     commands: float = 5.0
     command: float = 20.0
+    tools: float = 5.0
+    tool: float = 30.0
     on_message: float = 20.0
     on_answer: float = 20.0
     on_event: float = 5.0
@@ -98,6 +110,15 @@ class _Plugin:
     failures: dict[str, _Failures] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class _ToolOf:
+    """A tool with its owner."""
+
+    tool: Tool
+    plugin: _Plugin
+    arguments: Arguments
+
+
 class Plugins:
     """The plugins of one server. ``builtin`` is an object with hooks that comes before all others.
 
@@ -120,6 +141,8 @@ class Plugins:
         self._asked: dict[str, list[_Plugin]] = {hook: [] for hook in _HOOKS}
         self._commands: list[Command] = []
         self._owners: dict[str, _Plugin] = {}  # of commands, by name
+        self._tools: dict[str, _ToolOf] = {}
+        self._specs: tuple[ToolSpec, ...] = ()
         self._problems: list[str] = []
         self._overdue: set[asyncio.Task[Any]] = set()  # cancelled, and not ended yet
 
@@ -162,6 +185,12 @@ class Plugins:
                 self._problems.append(f"{plugin.name}: commands: {plugin.failures['commands'].last}")
             else:
                 self._add_commands(plugin, found)
+        if "tools" in plugin.hooks:
+            found = await self._hook(plugin, "tools", plugin.bot, expected=(list, tuple))
+            if found is _FAILED:
+                self._problems.append(f"{plugin.name}: tools: {plugin.failures['tools'].last}")
+            else:
+                self._add_tools(plugin, found)
 
     def _add_commands(self, plugin: _Plugin, found: Sequence[object]) -> None:
         for command in found:
@@ -175,6 +204,23 @@ class Plugins:
                 continue
             self._commands.append(command)
             self._owners.update(dict.fromkeys(command.names, plugin))
+
+    def _add_tools(self, plugin: _Plugin, found: Sequence[object]) -> None:
+        for tool in found:
+            if not isinstance(tool, Tool):
+                self._note(plugin, [f"tools: {type(tool).__name__} instead of a Tool"])
+                continue
+            if tool.name in self._tools:
+                owner = self._tools[tool.name].plugin.name
+                self._note(plugin, [f"the tool {tool.name!r} is left out: {owner} has it already"])
+                continue
+            try:
+                self._tools[tool.name] = _ToolOf(tool, plugin, Arguments(tool.run, tool.parameters))
+            except ValueError as error:
+                self._note(plugin, [f"the tool {tool.name!r} is left out: {error}"])
+        self._specs = tuple(
+            ToolSpec(name, own.tool.description, own.arguments.schema) for name, own in self._tools.items()
+        )
 
     def _note(self, plugin: _Plugin, reasons: Sequence[str]) -> None:
         for reason in reasons:
@@ -228,6 +274,33 @@ class Plugins:
         if reply is _FAILED:
             return None
         return Reply(reply) if isinstance(reply, str) else reply
+
+    def tools(self) -> tuple[ToolSpec, ...]:
+        """Return the tools of all plugins, as a model is told of them. No name is there twice."""
+        return self._specs
+
+    async def run_tool(self, context: Context, call: ToolCall) -> str:
+        """Run one of ``tools``; what does not work is reported, and told in words."""
+        own = self._tools[call.name]
+        try:
+            arguments = own.arguments.parse(call.arguments)
+        except ValueError as error:
+            return f"The tool was not run: {error}"
+        hook = f"tool {call.name}"
+        result = await self._call(
+            own.plugin,
+            hook,
+            self._limits.tool,
+            partial(_told, own.tool.run, arguments),
+            replace(context, bot=own.plugin.bot),
+            expected=(str,),
+        )
+        if result is not _FAILED:
+            return str(result)
+        failures = own.plugin.failures.get(hook)
+        if failures is not None and failures.count >= FAILURES_IN_A_ROW:
+            return "The tool does not work at the moment."
+        return "The tool has failed."
 
     async def on_message(self, context: Context) -> tuple[str, str] | None:
         """Return the answer of the first plugin that has one, and its name. A blank answer is none."""
@@ -339,6 +412,18 @@ async def _run(function: Hook, args: Any) -> Any:
         return await awaitable
     except SystemExit as error:  # would end the event loop, and so the server
         raise PluginError("tried to end the program") from error
+
+
+async def _told(function: Hook, arguments: dict[str, Any], context: Context) -> str:
+    """Return what a tool says as the text that the model is told."""
+    try:
+        awaitable = function(context, **arguments)
+        if not inspect.isawaitable(awaitable):
+            raise PluginError("is not asynchronous: write 'async def'")
+        said = await awaitable
+    except ToolError as error:
+        return str(error)
+    return said if isinstance(said, str) else orjson.dumps(said, default=str).decode()
 
 
 def _where(task: asyncio.Task[Any]) -> list[str]:

@@ -25,15 +25,15 @@ LAYERS: list[tuple[frozenset[str], bool]] = [
     (frozenset({"errors", "model"}), TOGETHER),
     (frozenset({"config", "log", "network"}), TOGETHER),
     (
-        frozenset({"access", "deadlines", "pace", "passwords", "split", "texts", "turns", "windows"}),
+        frozenset({"access", "arguments", "deadlines", "pace", "passwords", "split", "texts", "turns"})
+        | {"windows"},
         TOGETHER,
     ),  # plain rules, no I/O
     (frozenset({"store", "platforms", "ai", "hooks"}), APART),
     (frozenset({"state", "commands", "orders", "plugins"}), APART),
     (
-        frozenset(
-            {"attachments", "conversation_commands", "groups", "indicator", "intake", "pipeline", "planner"}
-        ),
+        frozenset({"attachments", "conversation_commands", "groups", "indicator", "intake", "pipeline"})
+        | {"planner", "toolbox"},
         TOGETHER,
     ),
     (

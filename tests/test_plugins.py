@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from feishu_bot.ai.chat_model import ToolCall, ToolSpec
 from feishu_bot.commands import BuiltinCommands
 from feishu_bot.config.settings import ChatSettings, PluginSettings
 from feishu_bot.hooks import Reply
 from feishu_bot.plugins import FAILURES_IN_A_ROW, SWITCHED_OFF_S, Plugins, TimeLimits
+from feishu_bot.toolbox import MAX_AT_ONCE, MAX_RESULT_CHARS, Toolbox
 from tests.chat import PlainBot, context
 
 ROOT = Path(__file__).parent.parent
@@ -414,6 +416,153 @@ async def test_a_list_of_commands_that_is_none_is_reported(load, returned, reaso
     assert reason in plugins.problems()[0]
 
 
+# ---------------------------------------------------------------------------------------------------- tools
+
+SHOP = """
+from __future__ import annotations
+from typing import TYPE_CHECKING, Literal
+from feishu_bot.hooks import Tool, ToolError
+if TYPE_CHECKING:
+    from feishu_bot.hooks import Context
+
+async def price(context: Context, article: str, count: int = 1, unit: Literal["eur", "cny"] = "eur"):
+    "Tells a price."
+    if article == "gold":
+        raise ToolError("Gold is not for sale.")
+    return {"for": context.message.sender_name, "price": 3 * count, "unit": unit, "greeting": context.bot.settings.get("hi")}
+
+async def free(context, **anything):
+    return anything
+
+async def breaks(context):
+    raise OSError("the password is hunter2")
+
+async def tools(bot):
+    return [Tool(price), Tool(free, "free-form", "Takes anything.", {"type": "object"}), Tool(breaks)]
+"""
+
+
+def call(name, arguments=""):
+    return ToolCall("c1", name, arguments)
+
+
+async def test_a_tool_is_told_to_the_model_by_its_annotations_and_docstring(load):
+    plugins = await load({"shop": SHOP})
+    price, free, breaks = plugins.tools()
+    assert price == ToolSpec(
+        "price",
+        "Tells a price.",
+        {
+            "type": "object",
+            "properties": {
+                "article": {"type": "string"},
+                "count": {"type": "integer", "default": 1},
+                "unit": {"type": "string", "enum": ["eur", "cny"], "default": "eur"},
+            },
+            "required": ["article"],
+            "additionalProperties": False,
+        },
+    )
+    assert free == ToolSpec("free-form", "Takes anything.", {"type": "object"})
+    assert breaks.parameters["properties"] == {}
+    assert plugins.problems() == []
+
+
+async def test_a_tool_gets_the_context_and_what_the_model_sends(load):
+    plugins = await load({"shop": SHOP}, settings={"shop": {"hi": "hello"}})
+    said = await plugins.run_tool(context(), call("price", '{"article": "tea", "count": 2}'))
+    assert said == '{"for":"Ann","price":6,"unit":"eur","greeting":"hello"}'
+    assert await plugins.run_tool(context(), call("free-form", '{"a": [1]}')) == '{"a":[1]}'
+    assert await plugins.run_tool(context(), call("free-form")) == "{}"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("price", "{}", "article: Field required"),
+        ("price", '{"article": "tea", "count": "many"}', "count: Input should be a valid integer"),
+        ("price", '{"article": "tea", "colour": "red"}', "colour: Extra inputs are not permitted"),
+        ("price", "{", "Invalid JSON"),
+        ("free-form", "{", "the arguments are not JSON"),
+        ("free-form", "[]", "the arguments are no JSON object"),
+        ("price", '{"article": "gold"}', "Gold is not for sale."),
+    ],
+)
+async def test_what_is_wrong_with_a_call_is_told_to_the_model_and_is_no_failure(
+    load, caplog, name, arguments, words
+):
+    plugins = await load({"shop": SHOP})
+    assert words in await plugins.run_tool(context(), call(name, arguments))
+    assert "plugin failed" not in messages(caplog)
+
+
+async def test_a_tool_that_fails_is_reported_and_the_model_told_no_more_than_that(load, caplog):
+    plugins = await load({"shop": SHOP})
+    assert await plugins.run_tool(context(), call("breaks")) == "The tool has failed."
+    assert "plugin failed" in messages(caplog)
+    for _ in range(FAILURES_IN_A_ROW):
+        said = await plugins.run_tool(context(), call("breaks"))
+    assert said == "The tool does not work at the moment."
+    assert "tool breaks is switched off" in plugins.problems()[0]
+    assert '"price":3' in await plugins.run_tool(context(), call("price", '{"article": "tea"}'))
+
+
+@pytest.mark.parametrize(
+    ("returned", "reason"),
+    [
+        ("[print]", "tools: builtin_function_or_method instead of a Tool"),
+        ("[Tool(a), Tool(a)]", "the tool 'a' is left out: bad has it already"),
+        ("[Tool(b)]", "the tool 'b' is left out: takes *args or **kwargs: give its parameters"),
+        ("[Tool(c)]", "the tool 'c' is left out: an annotation cannot be looked up"),
+        ("[Tool(d)]", "the tool 'd' is left out: does not take (context, …)"),
+        ("[Tool(e)]", "the tool 'e' is left out: no JSON schema can be made of its parameters"),
+        ("[Tool(a, 'two words')]", "'two words' cannot be a tool"),
+        ("None", "tools: returned NoneType instead of list or tuple"),
+    ],
+)
+async def test_a_tool_that_cannot_be_called_is_left_out_and_reported(load, returned, reason):
+    source = f"""
+from feishu_bot.hooks import Tool
+async def a(context): return ""
+async def b(context, **more): return ""
+async def c(context, x: "Nowhere"): return ""
+async def d(): return ""
+class Odd: pass
+async def e(context, x: Odd): return ""
+async def tools(bot): return {returned}
+"""
+    plugins = await load({"bad": source})
+    assert reason in "\n".join(plugins.problems())
+    assert [spec.name for spec in plugins.tools()] in ([], ["a"])
+
+
+async def test_only_what_was_offered_is_run_and_much_is_cut(load):
+    source = """
+from feishu_bot.hooks import Tool
+async def much(context): return "x" * 30_000
+async def none(context): return ""
+async def tools(bot): return [Tool(much), Tool(none)]
+"""
+    box = Toolbox((await load({"p": source}),))
+    (offered,) = box.choose(("mu*",))
+    calls = [call("much"), call("none"), call("nowhere")]
+    much, none, nowhere = await box.run(context(), (offered,), calls)
+    assert much == "x" * MAX_RESULT_CHARS + "\n[cut: 10000 characters more]"
+    assert none == "There is no tool 'none'. There are: much."
+    assert nowhere == "There is no tool 'nowhere'. There are: much."
+    assert await box.run(context(), box.choose(("none",)), [call("none")]) == ["(nothing)"]
+    answers = await box.run(context(), box.choose(("*",)), [call("none")] * (MAX_AT_ONCE + 1))
+    assert answers[-1] == f"Not run: at most {MAX_AT_ONCE} tools are run at once."
+
+
+async def test_tools_are_chosen_by_patterns_and_stay_the_same_object(load):
+    box = Toolbox((await load({"shop": SHOP}),))
+    assert [spec.name for spec in box.choose(("*",))] == ["breaks", "free-form", "price"]
+    assert [spec.name for spec in box.choose(("p*", "breaks"))] == ["breaks", "price"]
+    assert box.choose(()) == ()
+    assert box.choose(("p*",)) is box.choose(("p*",))
+
+
 # ------------------------------------------------------------------------------------------- hello and docs
 
 
@@ -471,5 +620,5 @@ async def test_the_documented_test_of_a_plugin_works(load):
 def test_the_documentation_names_every_hook_and_its_time():
     text = (ROOT / "docs" / "plugins.md").read_text()
     limits = TimeLimits()
-    for hook in ("startup", "commands", "on_message", "on_answer", "on_event", "shutdown"):
+    for hook in ("startup", "commands", "tools", "on_message", "on_answer", "on_event", "shutdown"):
         assert re.search(rf"^\| `{hook}\(.*\| {getattr(limits, hook):g} s \|$", text, re.MULTILINE), hook

@@ -9,32 +9,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from feishu_bot.ai.chat_model import ChatMessage, ChatRequest, ReportedUsage, TextDelta
-from feishu_bot.ai.history import choose_history
-from feishu_bot.ai.images import image_tokens, most_image_tokens, takes_images
-from feishu_bot.ai.models import ECHO, context_window
-from feishu_bot.ai.tokens import (
-    TOKENS_PER_MESSAGE,
-    count_tokens,
-    encoding_name,
-    is_exact,
-    prompt_tokens,
-    reserved_tokens,
-    warm,
-)
+from feishu_bot.ai.chat_model import ChatMessage, ChatRequest, ReportedUsage, TextDelta, ToolCalls
+from feishu_bot.ai.history import call_metadata, result_metadata
+from feishu_bot.ai.images import most_image_tokens, takes_images
+from feishu_bot.ai.models import ECHO
+from feishu_bot.ai.profile import DEFAULT, choose_profile, make_profiles, models_of
+from feishu_bot.ai.prompt import CallPlan, Prompts, message_tokens
+from feishu_bot.ai.tokens import count_tokens, warm
 from feishu_bot.errors import BudgetExceeded, ModelError
 from feishu_bot.model import CallUsage
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-    from feishu_bot.ai.chat_model import ChatModel, Image
+    from feishu_bot.ai.chat_model import ChatModel, Image, ToolCall, ToolSpec
     from feishu_bot.ai.history import HistoryRow
+    from feishu_bot.ai.profile import Profile
     from feishu_bot.config import AISettings
     from feishu_bot.model import BudgetRefusal
+
+    RunTools = Callable[[tuple[ToolCall, ...]], Awaitable[Sequence[str]]]
 
 log = logging.getLogger(__name__)
 
@@ -49,25 +46,20 @@ class Reserve(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class CallPlan:
-    """One call that may be made: what is sent, and what must be reserved before.
+class ToolRound:
+    """Tools that were called together, and what came of each. ``tokens`` are the calls', as the provider counts them."""
 
-    ``counts`` are the tokens of each message without framing, ``prompt_tokens`` those of all with it. The
-    first ``fixed`` messages (the system prompt) and the last one (the question) are never left out.
-    """
+    text: str
+    calls: tuple[ToolCall, ...]
+    results: tuple[str, ...]
+    tokens: int
+    result_tokens: tuple[int, ...]
 
-    model: str
-    messages: tuple[ChatMessage, ...]
-    counts: tuple[int, ...]
-    fixed: int
-    prompt_tokens: int
-    max_output_tokens: int
-    reserve_tokens: int
-
-    @property
-    def history(self) -> tuple[ChatMessage, ...]:
-        """What of the conversation is sent."""
-        return self.messages[self.fixed : -1]
+    def messages(self) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
+        """Yield what is stored of it: role, content, tokens and metadata of each message."""
+        yield "assistant", self.text, self.tokens, call_metadata(self.calls)
+        for call, result, tokens in zip(self.calls, self.results, self.result_tokens, strict=True):
+            yield "tool", result, tokens, result_metadata(call)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +68,8 @@ class AgentAnswer:
 
     Either ``text`` is the answer and ``finish`` says why it ended (stop, length, filtered, …), or it is None
     and ``failure`` is the last call's error. ``refusal`` is set when a further call was not within budget.
-    ``calls`` holds every call that was made, in order; ``model`` is the one that was asked last.
+    ``calls`` holds every call that was made, in order; ``model`` is the one that was asked last, with ``plan``.
+    ``rounds`` are the tools that were run on the way.
     """
 
     text: str | None
@@ -85,6 +78,8 @@ class AgentAnswer:
     failure: ModelError | None = None
     refusal: BudgetRefusal | None = None
     finish: str = ""
+    rounds: tuple[ToolRound, ...] = ()
+    plan: CallPlan | None = None
 
 
 class Agent:
@@ -105,15 +100,18 @@ class Agent:
     ) -> None:
         self._settings = settings
         self._model = model
-        self._margin = budget_margin
         self._sleep = sleep
         self._jitter = jitter
-        for name in (settings.model, *settings.fallback_models):
+        for name in models_of(settings):
             warm(name)
-        prompt = settings.system_prompt
-        self._system = (ChatMessage("system", prompt),) if prompt.strip() else ()
-        self._system_tokens: dict[str, int] = {}  # by encoding
+        self.profiles = make_profiles(settings)
+        self._prompts = Prompts(budget_margin)
         self._calls: dict[str, asyncio.Semaphore] = {}  # by model; who waits there is not timed yet
+
+    def profile(self, agent: str, *, persona: str | None = None, model: str | None = None) -> Profile:
+        """Return how an agent answers; what is not configured (any more) is passed over."""
+        personas = self._settings.personas
+        return choose_profile(self.profiles, personas, agent=agent, persona=persona, model=model)
 
     def plan(
         self,
@@ -124,31 +122,27 @@ class Agent:
         model: str | None = None,
         images: int = 0,
         file_tokens: int = 0,
+        profile: Profile | None = None,
+        tools: tuple[ToolSpec, ...] = (),
+        summary: str | None = None,
     ) -> CallPlan:
         """Return the first call for a user's text.
 
         ``history_rows`` begin with role, content and tokens, oldest first; those stored without a count are counted.
-        ``model`` stands in for the configured one, e.g. where a budget degrades. ``images``: how many pictures go
-        along, reserved for as the largest there can be; ``file_tokens``: at most so many of a text file's. Both
-        follow by ``enclose``. No I/O.
+        ``profile`` None is the default agent's; ``model`` stands in for its model, e.g. where a budget degrades.
+        ``images``: how many pictures go along, reserved for as the largest there can be; ``file_tokens``: at most so
+        many of a text file's. Both follow by ``enclose``. ``summary`` tells of what was said before these rows. No I/O.
         """
-        settings = self._settings
-        name = model or settings.model
-        user_tokens += images * most_image_tokens(name, settings.image_detail) + file_tokens
-        head = self._system
-        head_counts = self._head_counts(name)
-        persistence = settings.conversation_persistence
-        history = choose_history(
-            _counted(history_rows, name),
-            max_turns=persistence.max_history_turns,
-            max_tokens=persistence.max_history_tokens,
-            room=self._room(name, (*head_counts, user_tokens)),
-        )
-        return self._make(
-            name,
-            (*head, *history.messages, ChatMessage("user", user_text)),
-            (*head_counts, *history.counts, user_tokens),
-            len(head),
+        profile = profile or self.profiles[DEFAULT]
+        pictures = images * most_image_tokens(model or profile.model, self._settings.image_detail)
+        return self._prompts.plan(
+            profile,
+            history_rows,
+            user_text,
+            user_tokens + pictures + file_tokens,
+            model=model,
+            tools=tools,
+            summary=summary,
         )
 
     def takes_images(self, model: str | None = None) -> bool:
@@ -164,44 +158,54 @@ class Agent:
 
         What is reserved stays.
         """
-        *others, question = plan.messages
-        content = (
-            f"{question.content}\n\n{words}" if question.content and words else question.content or words
-        )
-        question = question._replace(content=content, images=tuple(images))
-        counts = (*plan.counts[:-1], _tokens(question, plan.model))
-        return replace(plan, messages=(*others, question), counts=counts, prompt_tokens=prompt_tokens(counts))
+        return self._prompts.enclose(plan, images, words)
 
     async def answer(
-        self, plan: CallPlan, *, reserve: Reserve, on_text: Callable[[str], None] | None = None
+        self,
+        plan: CallPlan,
+        *,
+        reserve: Reserve,
+        on_text: Callable[[str], None] | None = None,
+        run_tools: RunTools | None = None,
     ) -> AgentAnswer:
         """Ask the model and return what came of it; model errors and refused budgets are values here.
 
         Call 0 is reserved by the caller. The planned model is tried twice if its error may pass, then each
-        fallback once; a prompt that is too long is shortened once. Every further call is first reserved.
-        ``on_text`` gets the answer as it comes, until a call that has already given some breaks off: the next
-        call's text then comes only whole, in the result. Cancellation passes through.
+        fallback once; a prompt that is too long is shortened once. Tools that the model calls are run and it is asked
+        again with what came of them, at most ``max_tool_rounds`` times. Every further call is first reserved.
+        ``on_text`` gets the answer as it comes, until a call that has already given some breaks off or calls tools:
+        the next call's text then comes only whole, in the result. Cancellation passes through.
         """
-        tries = _Tries(self._settings.fallback_models, plan.model)
+        tries = _Tries(plan.profile.fallback_models, plan.model)
         calls: list[CallUsage] = []
+        rounds: list[ToolRound] = []
         while True:
             async with self._room_at(plan.model):
                 outcome = await self._call(plan, len(calls), on_text)
             calls.append(outcome.usage)
-            failure = outcome.failure
-            if failure is None:
-                return AgentAnswer(outcome.text, tuple(calls), plan.model, finish=outcome.finish)
             if outcome.shown:
                 on_text = None
-            log.warning(
-                "model call failed",
-                extra={"model": plan.model, "call": outcome.usage.call, "kind": failure.kind, "outcome": outcome.usage.outcome},
-            )  # fmt: skip
-            following = self._following(plan, failure, tries)
-            if following is None:
-                return AgentAnswer(None, tuple(calls), plan.model, failure)
-            if following is plan:
-                await self._sleep(self._wait_s(failure))
+            failure, following = outcome.failure, None
+            if failure is None and outcome.tool_calls and run_tools is not None:
+                results = await run_tools(outcome.tool_calls)
+                rounds.append(_round(plan, outcome, results))
+                following = self._after_tools(plan, rounds[-1], len(rounds))
+                tries = _Tries(plan.profile.fallback_models, plan.model)
+            elif failure is None:
+                return AgentAnswer(
+                    outcome.text, tuple(calls), plan.model,
+                    finish=outcome.finish, rounds=tuple(rounds), plan=plan,
+                )  # fmt: skip
+            else:
+                log.warning(
+                    "model call failed",
+                    extra={"model": plan.model, "call": outcome.usage.call, "kind": failure.kind, "outcome": outcome.usage.outcome},
+                )  # fmt: skip
+                following = self._following(plan, failure, tries)
+                if following is None:
+                    return AgentAnswer(None, tuple(calls), plan.model, failure)
+                if following is plan:
+                    await self._sleep(self._wait_s(failure))
             try:
                 await reserve(call=len(calls), model=following.model, tokens=following.reserve_tokens)
             except BudgetExceeded as exceeded:
@@ -212,71 +216,23 @@ class Agent:
         """Close the model's connections."""
         await self._model.close()
 
-    # ------------------------------------------------------------------------------------------- planning
+    # ------------------------------------------------------------------------------------------ following
 
-    def _make(
-        self, model: str, messages: tuple[ChatMessage, ...], counts: tuple[int, ...], fixed: int
-    ) -> CallPlan:
-        prompt = prompt_tokens(counts)
-        output = self._settings.max_output_tokens
-        if model == ECHO:  # its answer is the question, whatever the bound says
-            output = max(output, counts[-1])
-        reserve = reserved_tokens(prompt, model=model, max_output_tokens=output, margin=self._margin)
-        return CallPlan(model, messages, counts, fixed, prompt, output, reserve)
-
-    def _head_counts(self, model: str) -> tuple[int, ...]:
-        if not self._system:
-            return ()
-        encoding = encoding_name(model)
-        tokens = self._system_tokens.get(encoding)
-        if tokens is None:
-            tokens = self._system_tokens[encoding] = count_tokens(self._system[0].content, model)
-        return (tokens,)
-
-    def _room(self, model: str, counts: Sequence[int]) -> int | None:
-        """Return the tokens that the model's window leaves for the history; None where it is unknown."""
-        window = context_window(model)
-        if window is None:
-            return None
-        margin = 1.0 if is_exact(model) else self._margin
-        return int((window - self._settings.max_output_tokens) / margin) - prompt_tokens(counts)
+    def _after_tools(self, plan: CallPlan, done: ToolRound, rounds: int) -> CallPlan:
+        """Return the call that tells what came of the tools; the last one has to be answered in words."""
+        may_call = rounds < self._settings.max_tool_rounds
+        return self._prompts.with_results(plan, done.text, done.calls, done.results, may_call=may_call)
 
     def _following(self, plan: CallPlan, failure: ModelError, tries: _Tries) -> CallPlan | None:
         """Return the next call to make after ``failure``, or None when nothing is left to try."""
         if failure.kind == "too_long" and tries.shorten() and plan.history:
-            return self._shortened(plan)
+            return self._prompts.shortened(plan)
         if failure.retry and tries.again(plan.model):
             return plan
         model = tries.next_fallback()
-        while model is not None and plan.messages[-1].images and not self.takes_images(model):
+        while model is not None and plan.question.images and not self.takes_images(model):
             model = tries.next_fallback()
-        return None if model is None else self._for_model(plan, model)
-
-    def _shortened(self, plan: CallPlan) -> CallPlan:
-        """Return the same call with the newer half of its history, in whole turns."""
-        fixed, last = plan.fixed, len(plan.messages) - 1
-        history = list(zip(plan.messages[fixed:last], plan.counts[fixed:last], strict=True))
-        half = choose_history(
-            [(message.role, message.content, count) for message, count in history],
-            max_turns=len(history),
-            max_tokens=sum(count for _, count in history),
-            room=sum(count + TOKENS_PER_MESSAGE for _, count in history) // 2,
-        )
-        return self._make(
-            plan.model,
-            (*plan.messages[:fixed], *half.messages, plan.messages[last]),
-            (*plan.counts[:fixed], *half.counts, plan.counts[last]),
-            fixed,
-        )
-
-    def _for_model(self, plan: CallPlan, model: str) -> CallPlan:
-        """Return the same call to another model, counted anew if that one counts differently."""
-        counts = plan.counts
-        if encoding_name(model) != encoding_name(plan.model):
-            counts = tuple([_tokens(message, model) for message in plan.messages])
-        elif plan.messages[-1].images:
-            counts = (*counts[:-1], _tokens(plan.messages[-1], model))
-        return self._make(model, plan.messages, counts, plan.fixed)
+        return None if model is None else self._prompts.for_model(plan, model)
 
     def _wait_s(self, failure: ModelError) -> float:
         jitter = self._jitter()
@@ -297,7 +253,11 @@ class Agent:
         pieces: list[str] = []
         usage: ReportedUsage | None = None
         finish = ""
-        request = ChatRequest(plan.model, plan.messages, plan.max_output_tokens, plan.prompt_tokens)
+        asked: tuple[ToolCall, ...] = ()
+        request = ChatRequest(
+            plan.model, plan.messages, plan.max_output_tokens, plan.prompt_tokens,
+            tools=plan.tools, may_call=plan.may_call, temperature=plan.profile.temperature,
+        )  # fmt: skip
         try:
             async for event in self._model.stream(request):
                 if isinstance(event, TextDelta):
@@ -306,6 +266,8 @@ class Agent:
                         on_text(event.text)
                 elif isinstance(event, ReportedUsage):
                     usage = event
+                elif isinstance(event, ToolCalls):
+                    asked = event.calls
                 else:
                     finish = event.reason
         except ModelError as error:
@@ -314,14 +276,16 @@ class Agent:
                 _booked(plan, call) if unknown else _unbilled(plan, call), error, shown=bool(pieces)
             )
         text = "".join(pieces)
-        failure = _no_answer(finish) if not text.strip() else None
+        if not (plan.tools and plan.may_call):
+            asked = ()  # it has made them up
+        failure = None if asked or text.strip() else _no_answer(finish)
         if usage is not None:
             booked = CallUsage(call, plan.model, usage.input_tokens, usage.output_tokens)
         elif failure is not None:
             booked = _booked(plan, call)
         else:
-            booked = CallUsage(call, plan.model, plan.prompt_tokens, count_tokens(text, plan.model))
-        return _Outcome(booked, failure, text, finish, shown=bool(pieces))
+            booked = CallUsage(call, plan.model, plan.prompt_tokens, _spoken(text, asked, plan.model))
+        return _Outcome(booked, failure, text, finish, shown=bool(pieces), tool_calls=asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,6 +297,7 @@ class _Outcome:
     text: str = ""
     finish: str = ""
     shown: bool = False  # some text was handed on
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 class _Tries:
@@ -356,17 +321,13 @@ class _Tries:
         return next(self._fallbacks, None)
 
 
-def _tokens(message: ChatMessage, model: str) -> int:
-    """Count a message with its pictures."""
-    words = count_tokens(message.content, model)
-    return words + sum(image_tokens(model, i.width, i.height, i.detail) for i in message.images)
+def _spoken(text: str, calls: tuple[ToolCall, ...], model: str) -> int:
+    return message_tokens(ChatMessage("assistant", text, tool_calls=calls), model)
 
 
-def _counted(rows: Sequence[HistoryRow], model: str) -> Sequence[HistoryRow]:
-    """Return the rows, those without a count counted (the library stores what its caller says)."""
-    if all(row[2] or not row[1] for row in rows):
-        return rows
-    return [row if row[2] or not row[1] else (row[0], row[1], count_tokens(row[1], model)) for row in rows]
+def _round(plan: CallPlan, outcome: _Outcome, results: Sequence[str]) -> ToolRound:
+    counts = tuple([count_tokens(result, plan.model) for result in results])
+    return ToolRound(outcome.text, outcome.tool_calls, tuple(results), outcome.usage.output_tokens, counts)
 
 
 def _booked(plan: CallPlan, call: int) -> CallUsage:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
 Role = Literal["system", "user", "assistant", "tool"]
 Detail = Literal["low", "high"]
@@ -23,12 +23,33 @@ class Image:
     detail: Detail = "high"
 
 
+class ToolCall(NamedTuple):
+    """A tool that the model wants to be run. ``arguments`` is JSON as the model wrote it, so it may be none."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class ToolSpec(NamedTuple):
+    """A tool as the model is told of it; ``parameters`` is the JSON schema of an object."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+
+
 class ChatMessage(NamedTuple):
-    """One message of a prompt. ``images`` go along with its words."""
+    """One message of a prompt. ``images`` go along with its words.
+
+    An assistant's message may hold the calls it makes; a tool's message names the call that it answers.
+    """
 
     role: Role
     content: str
     images: tuple[Image, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +57,17 @@ class ChatRequest:
     """What a model is asked.
 
     ``max_output_tokens`` is a hard bound that is sent to the provider; ``prompt_tokens`` is our own count of
-    the messages, where it was made already.
+    the messages, where it was made already. ``may_call`` False: the tools are named, since earlier messages use
+    them, but the answer has to be a text. ``temperature`` None is the provider's own.
     """
 
     model: str
     messages: tuple[ChatMessage, ...]
     max_output_tokens: int
     prompt_tokens: int | None = None
+    tools: tuple[ToolSpec, ...] = ()
+    may_call: bool = True
+    temperature: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +75,13 @@ class TextDelta:
     """The next piece of the answer."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCalls:
+    """What the model wants to know before it answers; nothing follows but the usage and the end."""
+
+    calls: tuple[ToolCall, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +99,14 @@ class Finished:
     reason: str
 
 
-ModelEvent = TextDelta | ReportedUsage | Finished
+ModelEvent = TextDelta | ToolCalls | ReportedUsage | Finished
 
 
 class ChatModel(Protocol):
     """Anything that answers a prompt.
 
-    ``stream`` yields text, at most one usage, and one ``Finished`` last; every failure is a ``ModelError``
-    that says if a retry may help and if the provider may have billed.
+    ``stream`` yields text, at most one list of calls, at most one usage, and one ``Finished`` last; every failure
+    is a ``ModelError`` that says if a retry may help and if the provider may have billed.
     """
 
     def stream(self, request: ChatRequest) -> AsyncIterator[ModelEvent]: ...

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from feishu_bot.ai.chat_model import Finished, ReportedUsage
+from feishu_bot.ai.chat_model import Finished, ReportedUsage, ToolCall, ToolCalls
 from feishu_bot.ai.sse import MAX_EVENT_BYTES, EventSplitter, EventTooLarge
 from feishu_bot.errors import ModelError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from feishu_bot.ai.chat_model import ModelEvent
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024  # of one answer with all its framing
+MAX_CALLS: Final = 128  # of tools, in one answer
 _MAX_REASON_CHARS: Final = 200
 
 _TOO_LONG: Final = re.compile(
@@ -65,6 +66,7 @@ class Completion:
         self._received = 0
         self._texts: list[str] = []
         self._any_text = False
+        self._calls = _Calls()
         self._any_choice = False
         self._any_event = False
         self._reason: str | None = None
@@ -103,10 +105,13 @@ class Completion:
         raise ModelError("unavailable", "the stream broke off", retry=True, outcome_unknown=True)
 
     def closing(self) -> Iterator[ModelEvent]:
-        """Give what follows the text: the usage, if one was reported, and why the answer ended."""
+        """Give what follows the text: the tools that are called, the usage if it was reported, why the answer ended."""
+        calls = self._calls.whole()
+        if calls:
+            yield ToolCalls(calls)
         if self._usage is not None:
             yield self._usage
-        elif not self._any_text and self._reason != "filtered":
+        elif not (self._any_text or calls or self._reason == "filtered"):
             raise _nonsense("an empty answer" if self._any_choice else "no choices")
         yield Finished(self._reason or "stop")
 
@@ -152,6 +157,9 @@ class Completion:
             if not isinstance(text, str):  # a list of parts, as Mistral sends it
                 text = "".join(part["text"] for part in text if part.get("type") == "text")
             self._texts.append(text)
+        if calls := message.get("tool_calls"):
+            for call in calls:
+                self._calls.take(call)
         if reason := choice.get("finish_reason"):
             if reason == "error":
                 raise self._error(choice.get("error") or {})
@@ -194,7 +202,7 @@ class Completion:
         if "\ud800" <= text[-1:] <= "\udbff":
             self._half = text[-1]
             text = text[:-1]
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return _whole(text)
 
     def _error(self, error: object) -> ModelError:
         """Return the error that the stream carries: the call was taken, so it may have been billed."""
@@ -207,6 +215,58 @@ class Completion:
             retry=retry,
             outcome_unknown=self._any_text or bool(self._texts) or kind != "too_long",
         )
+
+
+class _Calls:
+    """The tools that an answer calls, put together from their pieces."""
+
+    def __init__(self) -> None:
+        self._found: list[list[str]] = []  # id, name, arguments
+        self._by_index: dict[object, list[str]] = {}
+
+    def take(self, piece: dict[str, Any]) -> None:
+        """Take a call or the next piece of one. Some servers number all of them 0, or none."""
+        function = piece.get("function") or {}
+        call_id, name, arguments = (
+            piece.get("id") or "",
+            function.get("name") or "",
+            function.get("arguments"),
+        )
+        if arguments is None:
+            arguments = ""
+        elif not isinstance(arguments, str):  # the object itself, as Ollama's own face gives it
+            arguments = orjson.dumps(arguments).decode()
+        if not (isinstance(call_id, str) and isinstance(name, str)):
+            raise TypeError("a call without a name")
+        index = piece.get("index")
+        known = self._by_index.get(index) if index is not None else None if call_id else self._last()
+        if known is None or (call_id and known[0] and call_id != known[0]):
+            if len(self._found) >= MAX_CALLS:
+                raise _nonsense("an answer that calls too many tools")
+            known = ["", "", ""]
+            self._found.append(known)
+            if index is not None:
+                self._by_index[index] = known
+        known[0] = known[0] or call_id
+        known[1] = known[1] or name
+        known[2] += arguments
+
+    def _last(self) -> list[str] | None:
+        return self._found[-1] if self._found else None
+
+    def whole(self) -> tuple[ToolCall, ...]:
+        """Return the calls in their order, each with an id of its own."""
+        return tuple(
+            ToolCall(_whole(call_id) or f"call_{n}", _whole(name), _whole(arguments))
+            for n, (call_id, name, arguments) in enumerate(self._found)
+        )
+
+
+def _whole(text: str) -> str:
+    """Return ``text`` without halves of surrogate pairs, which nothing can store or send."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def http_error(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from feishu_bot.ai.chat_model import Finished, ReportedUsage, TextDelta
 from feishu_bot.ai.openai_compatible import OpenAICompatible
+from feishu_bot.ai.profile import models_of
 from feishu_bot.ai.tokens import count_tokens, prompt_tokens
 from feishu_bot.errors import ConfigError, ModelError
 
@@ -156,6 +157,6 @@ def make_model(settings: AISettings, *, network: NetworkSettings | None = None) 
     Raises ConfigError: an unknown provider without ``base_url``, a missing key, a URL that is none.
     """
     router = ModelRouter(settings, network=network)
-    for model in (settings.model, *settings.fallback_models):
+    for model in models_of(settings):
         router.check(model)
     return router

@@ -38,10 +38,11 @@ _ERROR_BODY_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class _Dialect:
-    """What a server understands. Both are learnt from its refusals and kept per model."""
+    """What a server understands. All is learnt from its refusals and kept per model."""
 
     limit: str = "max_tokens"  # OpenAI's newer models take "max_completion_tokens" only
     usage: bool = True  # "stream_options"
+    temperature: bool = True  # reasoning models have their own
 
 
 class OpenAICompatible:
@@ -168,28 +169,39 @@ def _timeout(total_s: float) -> aiohttp.ClientTimeout:
 def _body(request: ChatRequest, dialect: _Dialect) -> bytes:
     body: dict[str, Any] = {
         "model": request.model,
-        "messages": [_message(message, message.content) for message in request.messages],
+        "messages": list(map(_message, request.messages)),
         dialect.limit: request.max_output_tokens,
         "stream": True,
     }
     if dialect.usage:
         body["stream_options"] = {"include_usage": True}
+    if dialect.temperature and request.temperature is not None:
+        body["temperature"] = request.temperature
+    if request.tools:
+        body["tools"] = [{"type": "function", "function": tool._asdict()} for tool in request.tools]
+        if not request.may_call:
+            body["tool_choice"] = "none"
     try:
         return orjson.dumps(body)
     except TypeError:  # half surrogate pairs, which JSON in UTF-8 cannot hold
-        body["messages"] = [_message(message, _whole(message.content)) for message in request.messages]
-        return orjson.dumps(body)
+        return orjson.dumps(_without_halves(body))
 
 
-def _message(message: ChatMessage, words: str) -> dict[str, Any]:
-    """Return a message as it travels.
-
-    A stored tool result is something said to the model: a bare "tool" message is refused.
-    """
+def _message(message: ChatMessage) -> dict[str, Any]:
+    """Return a message as it travels. A tool's result that answers no call is said by the user: bare it is refused."""
     if message.role == "tool":
-        return {"role": "user", "content": f"[tool result]\n{words}"}
+        if message.tool_call_id is None:
+            return {"role": "user", "content": f"[tool result]\n{message.content}"}
+        return {"role": "tool", "tool_call_id": message.tool_call_id, "content": message.content}
+    if message.tool_calls:
+        calls = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+        return {"role": message.role, "content": message.content or None, "tool_calls": calls}
     if not message.images:
-        return {"role": message.role, "content": words}
+        return {"role": message.role, "content": message.content}
+    words = message.content
     parts: list[dict[str, Any]] = [{"type": "text", "text": words}] if words.strip() else []
     return {"role": message.role, "content": parts + list(map(_picture, message.images))}
 
@@ -197,6 +209,14 @@ def _message(message: ChatMessage, words: str) -> dict[str, Any]:
 def _picture(image: Image) -> dict[str, Any]:
     url = f"data:{image.media_type};base64,{b64encode(image.data).decode()}"
     return {"type": "image_url", "image_url": {"url": url, "detail": image.detail}}
+
+
+def _without_halves(value: Any) -> Any:
+    if isinstance(value, str):
+        return _whole(value)
+    if isinstance(value, dict):
+        return {_without_halves(key): _without_halves(item) for key, item in value.items()}
+    return [_without_halves(item) for item in value] if isinstance(value, list) else value
 
 
 def _whole(text: str) -> str:
@@ -209,6 +229,8 @@ def _other_dialect(status: int, body: bytes, dialect: _Dialect) -> _Dialect | No
         return None
     if dialect.usage and b"stream_options" in body:
         return replace(dialect, usage=False)
+    if dialect.temperature and b"temperature" in body:
+        return replace(dialect, temperature=False)
     if dialect.limit == "max_tokens" and b"max_completion_tokens" in body:
         return replace(dialect, limit="max_completion_tokens")
     if dialect.limit == "max_completion_tokens" and b"max_completion_tokens" in body:

@@ -25,6 +25,7 @@ from pydantic import (
     SecretStr,
     SerializeAsAny,
     field_validator,
+    model_validator,
 )
 from pydantic_core import CoreSchema, core_schema
 
@@ -378,6 +379,48 @@ class PersistenceSettings(Settings):
     auto_migrate: bool = Field(True, description="bring the schema up to date at start")
 
 
+class MatchSettings(Settings):
+    """Where a rule applies; patterns with * and ?, what is absent matches all."""
+
+    platform: Text | None = Field(None, description="account names")
+    chat: Text | None = Field(None, description="chat ids")
+    user: Text | None = Field(None, description="persons")
+
+
+AgentName = Annotated[
+    str, Field(pattern=r"^[\w][\w.-]{0,63}$"), Expected("a short name: letters, digits, - and _")
+]
+
+
+class AgentSettings(Settings):
+    """An agent; what is left out is as in ``ai`` itself."""
+
+    model: Text | None = Field(None, description="as ai.model")
+    fallback_models: tuple[Text, ...] | None = Field(None, description="as ai.fallback_models")
+    system_prompt: str | None = Field(None, description="as ai.system_prompt")
+    persona: Text | None = Field(None, description="a name in ai.personas, whose prompt stands first")
+    tools: tuple[Text, ...] | None = Field(None, description="names of tools, with * and ?; [] for none")
+    max_output_tokens: Count | None = Field(None, description="as ai.max_output_tokens")
+    max_history_turns: int | None = Field(None, ge=0, le=100_000, description="turns sent to the model")
+    max_history_tokens: int | None = Field(None, ge=0, le=2**53, description="history sent to the model")
+    temperature: float | None = Field(None, ge=0, le=2, description="as ai.temperature")
+    summarize: bool | None = Field(None, description="as ai.summarize")
+    description: Text | None = Field(None, description="shown by /agent")
+
+
+class AgentMatchSettings(MatchSettings):
+    """Where an agent answers; patterns with * and ?, what is absent matches all."""
+
+    tenant: Text | None = Field(None, description="tenants of accounts")
+
+
+class AgentRuleSettings(Settings):
+    """Which agent answers where nobody has chosen one; the first that matches."""
+
+    match: AgentMatchSettings | None = Field(None, description="platform, chat, user, tenant; null: all")
+    agent: AgentName = Field(description="a name in ai.agents, or default")
+
+
 class AISettings(Settings):
     """The model that answers."""
 
@@ -390,6 +433,7 @@ class AISettings(Settings):
     api_key: Secrets = Field(Secrets(), description="the provider's key")
     system_prompt: str = Field("You are a helpful assistant.", description="stands before every history")
     max_output_tokens: Count = Field(1024, description="the longest answer")
+    temperature: float | None = Field(None, ge=0, le=2, description="null: the provider's own")
     timeout_s: float = Field(60.0, gt=0, le=3600, description="per attempt")
     images: bool | None = Field(
         None, description="whether the model is given users' pictures; null: if it is known to take them"
@@ -400,17 +444,38 @@ class AISettings(Settings):
     max_calls: int = Field(
         200, ge=1, le=100_000, description="calls to one model at once, by each process; others wait"
     )
+    summarize: bool = Field(False, description="tell the model in short what no longer fits into the history")
+    tools: tuple[Text, ...] = Field(
+        ("*",), description="which tools of plugins and MCP servers are offered, by name, with * and ?"
+    )
+    max_tool_rounds: int = Field(
+        8, ge=1, le=100, description="how often a model may call tools before it has to answer"
+    )
+    agents: Mapping[AgentName, AgentSettings] = Field(
+        {}, description='name -> what differs from ai itself, which is the agent "default"'
+    )
+    agent_for: tuple[AgentRuleSettings, ...] = Field(
+        (), description="which agent answers where; the first that matches, else default"
+    )
+    personas: Mapping[AgentName, str] = Field(
+        {}, description="name -> a system prompt that people choose by /persona"
+    )
     conversation_persistence: PersistenceSettings = Field(
         PersistenceSettings(), description="the conversation store"
     )
 
-
-class MatchSettings(Settings):
-    """Where a rule applies; patterns with * and ?, what is absent matches all."""
-
-    platform: Text | None = Field(None, description="account names")
-    chat: Text | None = Field(None, description="chat ids")
-    user: Text | None = Field(None, description="persons")
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        known = {"default", *self.agents}
+        for rule in self.agent_for:
+            if rule.agent not in known:
+                raise ValueError(f"agent_for names {rule.agent!r}, which is not in ai.agents")
+        for name, agent in self.agents.items():
+            if name == "default":
+                raise ValueError('the agent "default" is ai itself')
+            if agent.persona is not None and agent.persona not in self.personas:
+                raise ValueError(f"the agent {name!r} names a persona that is not in ai.personas")
+        return self
 
 
 class BudgetSettings(Settings):

@@ -14,7 +14,7 @@ from feishu_bot.store import budgets, search
 from feishu_bot.store.bulk import execute_many
 from feishu_bot.store.changes import change_conversations
 from feishu_bot.store.engine import insert_ignore
-from feishu_bot.store.history import speaker_of
+from feishu_bot.store.history import history_row
 from feishu_bot.store.inbox import ANY_OPEN, IS_OPEN, LEASE_MS, count_ends, ledger_of
 from feishu_bot.store.placing import COLUMNS, Conversation, Item, find_conversations
 from feishu_bot.store.repeats import committed_before
@@ -28,14 +28,14 @@ from feishu_bot.store.schema import (
     messages,
     outbox,
 )
-from feishu_bot.store.work import Committed, HistoryRow, Lease, PartToSend
+from feishu_bot.store.work import Committed, Lease, PartToSend
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from feishu_bot.model import BudgetRefusal
     from feishu_bot.store.history import HistoryCache
-    from feishu_bot.store.work import NewPart, Outcome, PlannedCall, Transaction, Work
+    from feishu_bot.store.work import HistoryRow, NewPart, Outcome, PlannedCall, Transaction, Work
 
 AnyRow = Row[*tuple[Any, ...]]
 
@@ -236,13 +236,7 @@ def _store_messages(
                 }
             )
         tail = [
-            HistoryRow(
-                r["role"],
-                r["content"],
-                r["tokens"],
-                r["seq"],
-                speaker_of(r["metadata_json"]) if r["role"] == "user" else None,
-            )
+            history_row(r["role"], r["content"], r["tokens"], r["seq"], r["metadata_json"])
             for r in item.new_rows
         ]
         tx.after_commit.append(

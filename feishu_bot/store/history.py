@@ -20,11 +20,18 @@ if TYPE_CHECKING:
 ROWS_PER_TURN = 3  # read at first; a conversation full of tool calls is read again with a longer span
 
 SPEAKER = "speaker"  # in a message's metadata: who said it, where several share a conversation
+CALLS = '{"tool_calls"'  # how the metadata of an assistant's message begin that calls tools
 
 _TAILS = (
     select(messages.c.conversation_id, messages.c.seq, messages.c.role, messages.c.content, messages.c.tokens)
     .add_columns(
-        case((messages.c.role == "user", messages.c.metadata_json)).label("metadata"), messages.c.recalled_at
+        case(
+            (
+                (messages.c.role != "assistant") | messages.c.metadata_json.startswith(CALLS),
+                messages.c.metadata_json,
+            )
+        ).label("metadata"),
+        messages.c.recalled_at,
     )
     .select_from(
         conversations.join(
@@ -94,6 +101,16 @@ def _start_of(tail: Sequence[HistoryRow], turns: int) -> int:
     return 0
 
 
+def history_row(role: str, content: str, tokens: int, seq: int, metadata_json: str | None) -> HistoryRow:
+    """Return a stored message as a prompt needs it."""
+    if metadata_json is None:
+        return HistoryRow(role, content, tokens, seq)
+    if role == "user":
+        return HistoryRow(role, content, tokens, seq, speaker_of(metadata_json))
+    tools = metadata_json if role == "tool" or metadata_json.startswith(CALLS) else None
+    return HistoryRow(role, content, tokens, seq, None, tools)
+
+
 def speaker_of(metadata_json: str | None) -> str | None:
     """Return who said a message, as its metadata tell it."""
     if metadata_json is None or f'"{SPEAKER}"' not in metadata_json:
@@ -131,7 +148,7 @@ def load_tails(
             if row[2] == "user":
                 (unsaid.discard if row[6] is None else unsaid.add)(row[0])
             if row[6] is None and row[0] not in unsaid:
-                found[row[0]].append(HistoryRow(row[2], row[3], row[4], row[1], speaker_of(row[5])))
+                found[row[0]].append(history_row(row[2], row[3], row[4], row[1], row[5]))
         span *= 8
         for conversation_id, rows in found.items():
             state = missing[conversation_id]

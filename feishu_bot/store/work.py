@@ -106,13 +106,17 @@ class ConversationState:
 
 
 class HistoryRow(NamedTuple):
-    """One stored message, as a prompt needs it. ``speaker`` is known where several share a conversation."""
+    """One stored message, as a prompt needs it. ``speaker`` is known where several share a conversation.
+
+    ``tools``: the metadata of a message that calls tools, or is the result of one.
+    """
 
     role: str
     content: str
     tokens: int
     seq: int
     speaker: str | None = None
+    tools: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,9 @@ Kind = Literal[
 class Behaviour:
     """How one request is answered. ``delay_s`` passes before anything is sent, ``chunk_delay_s`` between chunks.
 
-    ``text`` None is the server's own answer; ``chunks`` None cuts it into pieces of eight characters.
+    ``text`` None is the server's own answer; ``chunks`` None cuts it into pieces of eight characters. ``tool_calls``
+    are (name, arguments as JSON): the answer is ``text``, if given, and these. ``reasoning`` goes before the answer as
+    ``reasoning_content``.
     """
 
     kind: Kind = "answer"
@@ -61,6 +63,8 @@ class Behaviour:
     retry_after: str | None = None
     message: str = "scripted failure"
     code: str = "scripted"
+    tool_calls: tuple[tuple[str, str], ...] = ()
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +189,7 @@ class FakeModelServer:
             "total_tokens": record.prompt_tokens + record.output_tokens,
         }
         if behaviour.kind == "document" or not body.get("stream"):
-            return _document(body, text, finish, usage if behaviour.usage else None)
+            return _document(behaviour, body, text, finish, usage if behaviour.usage else None)
         wants_usage = bool((body.get("stream_options") or {}).get("include_usage"))
         events = _events(behaviour, body, text, finish, usage if behaviour.usage and wants_usage else None)
         return await self._stream(request, behaviour, events)
@@ -216,6 +220,8 @@ class FakeModelServer:
             return "", "stop"
         if behaviour.kind == "filtered":
             return "", "content_filter"
+        if behaviour.tool_calls:
+            return behaviour.text or "", "tool_calls"
         text = behaviour.text
         if text is None:
             asked = [_words(m["content"]) for m in body["messages"] if m["role"] == "user"]
@@ -232,8 +238,11 @@ class FakeModelServer:
     ) -> RecordedRequest:
         prompt = output = 0
         if behaviour.kind not in {"status", "too_long"}:
-            prompt = prompt_tokens([_tokens(m["content"]) for m in body["messages"]])
-            output = 0 if behaviour.kind in {"html", "nothing"} else count_tokens(text, _COUNTED_BY)
+            prompt = prompt_tokens([_message_tokens(message) for message in body["messages"]])
+            if "tools" in body:
+                prompt += count_tokens(orjson.dumps(body["tools"]).decode(), _COUNTED_BY)
+            said = "".join([behaviour.reasoning, text, *map("".join, behaviour.tool_calls)])
+            output = 0 if behaviour.kind in {"html", "nothing"} else count_tokens(said, _COUNTED_BY)
         record = RecordedRequest(
             model=body.get("model", ""),
             body=body,
@@ -258,14 +267,18 @@ def _words(content: str | list[dict[str, Any]]) -> str:
     return "".join(part["text"] for part in content if part["type"] == "text")
 
 
-def _tokens(content: str | list[dict[str, Any]]) -> int:
-    """Count a message's words, and its pictures by OpenAI's rule for gpt-4o."""
+def _message_tokens(message: dict[str, Any]) -> int:
+    """Count a message's words and calls, and its pictures by OpenAI's rule for gpt-4o."""
+    content = message.get("content") or ""
     tokens = count_tokens(_words(content), _COUNTED_BY)
     for part in content if isinstance(content, list) else ():
         if part["type"] == "image_url":
             shown = part["image_url"]
             image = read_image(b64decode(shown["url"].partition(",")[2]), shown.get("detail", "high"))
             tokens += image_tokens(_COUNTED_BY, image.width, image.height, image.detail)
+    for call in message.get("tool_calls") or ():
+        function = call["function"]
+        tokens += count_tokens(function["name"] + function["arguments"], _COUNTED_BY)
     return tokens
 
 
@@ -305,11 +318,21 @@ def _events(
     def event(**more: Any) -> bytes:
         return b"data: " + orjson.dumps({**frame, **more}) + b"\n\n"
 
-    def choice(delta: dict[str, str], reason: str | None = None) -> bytes:
+    def choice(delta: dict[str, Any], reason: str | None = None) -> bytes:
         return event(choices=[{"index": 0, "delta": delta, "finish_reason": reason}])
 
     events = [choice({"role": "assistant", "content": ""})]
+    thoughts = _cut_text(behaviour.reasoning, behaviour.chunks)
+    events.extend(choice({"reasoning_content": piece}) for piece in thoughts)
     events.extend(choice({"content": piece}) for piece in _cut_text(text, behaviour.chunks))
+    for index, call in enumerate(_tool_calls(behaviour)):
+        arguments = call["function"]["arguments"]
+        first = {**call, "index": index, "function": {**call["function"], "arguments": ""}}
+        events.append(choice({"tool_calls": [first]}))
+        events.extend(
+            choice({"tool_calls": [{"index": index, "function": {"arguments": piece}}]})
+            for piece in _cut_text(arguments, behaviour.chunks)
+        )
     if behaviour.kind == "error_event":
         del events[max(1, len(events) // 2) :]
         events.append(b"data: " + orjson.dumps(_error_object(behaviour.code, behaviour.message)) + b"\n\n")
@@ -321,13 +344,26 @@ def _events(
     return events
 
 
+def _tool_calls(behaviour: Behaviour) -> list[dict[str, Any]]:
+    return [
+        {"id": f"call_{n}", "type": "function", "function": {"name": name, "arguments": arguments}}
+        for n, (name, arguments) in enumerate(behaviour.tool_calls)
+    ]
+
+
 def _cut_text(text: str, chunks: int | None) -> Iterable[str]:
     size = 8 if chunks is None else max(1, -(-len(text) // chunks))
     return (text[at : at + size] for at in range(0, len(text), size))
 
 
-def _document(body: dict[str, Any], text: str, finish: str, usage: dict[str, int] | None) -> web.Response:
-    message = {"role": "assistant", "content": text}
+def _document(
+    behaviour: Behaviour, body: dict[str, Any], text: str, finish: str, usage: dict[str, int] | None
+) -> web.Response:
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if behaviour.reasoning:
+        message["reasoning_content"] = behaviour.reasoning
+    if behaviour.tool_calls:
+        message |= {"content": text or None, "tool_calls": _tool_calls(behaviour)}
     document = {
         "id": "chatcmpl-1",
         "object": "chat.completion",
