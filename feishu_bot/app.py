@@ -188,7 +188,7 @@ class App:
         return [*jobs, Job("cleanup", cleaning.cron, clean)]
 
     def _make_server(self, clock: Callable[[], float]) -> Server:
-        account = next((name for name, p in self.platforms.items() if p.pull), None)
+        account = next((name for name, p in self.platforms.items() if p.name == "web"), None)
         chat = self._chat_door = Chat(
             account,
             store=self.store,
@@ -250,6 +250,18 @@ class App:
         url = f"http://{self.settings.server.host}:{self.port}/"
         log.info("ready", extra={"url": url, "version": __version__})
 
+    async def start_alone(self) -> None:
+        """Open the store and answer only what this process records: no doors, no deliveries, no schedule.
+
+        Raises StoreUnavailable or SchemaMismatch.
+        """
+        await asyncio.to_thread(self.store.open, self.pipeline.planner, version=__version__)
+        self._store_open = True
+        await self.plugins.start(self._bot_for)
+        self.pipeline.load_commands()
+        await self.worker.start(alone=True)
+        await self.operation.controls.start()
+
     async def _open_store(self) -> None:
         planner: Any = self.pipeline.planner
         if self._reached is not None:
@@ -296,6 +308,8 @@ class App:
         if self._store_open:  # of what follows, nothing minds being stopped before it has started
             if self._open:
                 await self.operation.stop()
+            else:
+                await self.operation.controls.stop()
             await self.schedule.stop()
             await self.backups.stop()
             await self.closing.stop()

@@ -89,14 +89,16 @@ class Worker:
         self.depth: Depth | None = None
         self.unreachable: str | None = None  # why the database could not be asked the last time
 
-    async def start(self) -> None:
-        """Begin to work. What an earlier process left on this machine is taken over at once."""
-        await self._sweep()
-        self._loops = [
-            asyncio.create_task(self._claim(), name="claim"),
-            asyncio.create_task(self._poll(), name="poll"),
-            asyncio.create_task(self._renew(), name="renew"),
-        ]
+    async def start(self, *, alone: bool = False) -> None:
+        """Begin to work. What an earlier process left on this machine is taken over at once.
+
+        ``alone``: on nothing but the lanes that it is nudged for.
+        """
+        loops = {"claim": self._claim(), "renew": self._renew()}
+        if not alone:
+            await self._sweep()
+            loops["poll"] = self._poll()
+        self._loops = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
 
     async def stop(self, grace_s: float) -> None:
         """Take no new work; let what runs finish for ``grace_s`` seconds, then give it back unfinished."""

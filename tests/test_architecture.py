@@ -42,7 +42,10 @@ LAYERS: list[tuple[frozenset[str], bool]] = [
         TOGETHER,
     ),
     (frozenset({"web"}), TOGETHER),
-    (frozenset({"app", "cli", "operation", "reference", "reload", "supervisor", "__main__"}), TOGETHER),
+    (
+        frozenset({"app", "cli", "operation", "reference", "reload", "supervisor", "terminal", "__main__"}),
+        TOGETHER,
+    ),
     (frozenset({"testing"}), TOGETHER),  # ships with the product, is no part of the server
 ]
 

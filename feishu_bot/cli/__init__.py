@@ -7,7 +7,7 @@ import sys
 import click
 
 from feishu_bot import __version__
-from feishu_bot.cli import accounts, conversations, database, demo, doctor, operation, queue, server
+from feishu_bot.cli import accounts, conversations, database, demo, doctor, operation, queue, server, talk
 from feishu_bot.errors import BotError, ConfigError
 
 
@@ -28,6 +28,7 @@ for command in (
     server.run,
     server.check,
     server.init,
+    talk.chat,
     operation.status,
     operation.drain,
     operation.pause,
