@@ -27,9 +27,13 @@ from feishu_bot.orders import OperatorCommands
 from feishu_bot.pipeline import ChatBot, Pipeline
 from feishu_bot.platforms.base import PlatformContext, platform_types
 from feishu_bot.plugins import Plugins
+from feishu_bot.retention import Retention
 from feishu_bot.schedule import Job, Schedule, cleanup, remove_hidden
+from feishu_bot.store.conversations import PIECE
 from feishu_bot.store.engine import is_hopeless
 from feishu_bot.store.store import Store
+from feishu_bot.store.trouble import count_conversations
+from feishu_bot.store.work import Change
 from feishu_bot.waiters import Waiters
 from feishu_bot.web.chat import Chat
 from feishu_bot.web.doors import Doors
@@ -55,6 +59,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GRACE_S: Final = 20.0  # what runs at SIGTERM may finish in this time
+_REMOVE_HIDDEN: Final = "remove hidden"
 FLUSH_S: Final = 5.0  # and the outbox in this
 _WAIT_FOR_STORE_S: Final = 1.0  # between two looks for a database that is away at start
 
@@ -173,16 +178,13 @@ class App:
         self.delivery.hasten(account)
 
     def _jobs(self) -> list[Job]:
-        cleaning, days = (
-            self.settings.schedule.cleanup,
-            self.settings.ai.conversation_persistence.cleanup_days,
-        )
-        jobs = [Job("remove hidden", None, partial(remove_hidden, self.store))]
+        cleaning = self.settings.schedule.cleanup
+        jobs = [Job(_REMOVE_HIDDEN, None, partial(remove_hidden, self.store))]
         if not cleaning.enabled:
             return jobs
 
         async def clean() -> None:
-            result = await cleanup(self.store, days=days)
+            result = await cleanup(self.store, Retention.of(self.settings))
             log.info("cleanup done", extra={"result": str(result)})
 
         return [*jobs, Job("cleanup", cleaning.cron, clean)]
@@ -285,7 +287,11 @@ class App:
         self._store_open = True
         log.info(
             "database ready",
-            extra={"kind": self.store.capabilities.kind, "where": self.store.location},
+            extra={
+                "kind": self.store.capabilities.kind,
+                "where": self.store.location,
+                "conversations": await self.store.read(count_conversations),
+            },
         )
         await self.plugins.start(self._bot_for)
         self.pipeline.load_commands()
@@ -296,6 +302,16 @@ class App:
         await self.schedule.start()
         await self.operation.start()
         self._open = True
+        self._warming = asyncio.create_task(self._warm())
+
+    async def _warm(self) -> None:
+        """Read the histories that will be asked for first, while messages come in already."""
+        try:
+            found = await self.store.warm(self.settings.ai.conversation_persistence.warm_sessions)
+        except StoreUnavailable as error:
+            log.warning("sessions not warmed", extra={"reason": str(error)})
+        else:
+            log.info("sessions warmed", extra={"sessions": found})
 
     def _bot_for(self, plugin: str) -> ChatBot:
         own = self.settings.plugins.settings.get(plugin, {})
@@ -307,6 +323,8 @@ class App:
         await self._server.refuse_connections()
         if self._store_open:  # of what follows, nothing minds being stopped before it has started
             if self._open:
+                self._warming.cancel()
+                await asyncio.gather(self._warming, return_exceptions=True)
                 await self.operation.stop()
             else:
                 await self.operation.controls.stop()
@@ -368,6 +386,8 @@ class App:
     def _finished(self, work: Work, outcome: Outcome, committed: Committed) -> None:
         """Count a message's end, tell who waits, and write its one line."""
         self.waiters.finished(work, outcome, committed)
+        if outcome.change is Change.CLEAR and work.conversation and work.conversation.last_seq > PIECE:
+            self.schedule.again(_REMOVE_HIDDEN)  # a long conversation's rows go in pieces
         account, now = work.message.account, self.store.now_ms()
         self.metrics.ends[account, committed.end.value] += 1
         self.metrics.count_calls(outcome.calls)

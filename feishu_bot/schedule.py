@@ -22,11 +22,13 @@ from feishu_bot.config.settings import check_cron
 from feishu_bot.errors import StoreUnavailable
 from feishu_bot.store import cleanup as removing
 from feishu_bot.store import jobs as runs
+from feishu_bot.store.conversations import remove_cleared
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator, Sequence
     from zoneinfo import ZoneInfo
 
+    from feishu_bot.retention import Retention
     from feishu_bot.store.jobs import JobRun
     from feishu_bot.store.store import Store
     from feishu_bot.store.work import Transaction
@@ -196,6 +198,10 @@ class Schedule:
         now = self._now()
         return {name: _next_fire(trigger, now) for name, trigger in self._triggers.items()}
 
+    def again(self, name: str) -> None:
+        """Begin a job that has no time once more, in this process. Raises KeyError."""
+        self._spawn(self._work(self._jobs[name]))
+
     async def last_runs(self) -> dict[str, JobRun]:
         """Return the last run of each job, in whatever process. Raises StoreUnavailable."""
         return await self._store.read(runs.last_runs)
@@ -303,18 +309,19 @@ Progress = Callable[[str, int], None]
 
 
 async def cleanup(
-    store: Store, *, days: int, dry_run: bool = False, progress: Progress | None = None
+    store: Store, retention: Retention, *, dry_run: bool = False, progress: Progress | None = None
 ) -> CleanupResult:
-    """Remove conversations without activity for ``days`` (0: none), and what has ended long ago.
+    """Remove conversations without activity for longer than they are kept, and what has ended long ago.
 
     All in pieces, so that no message waits for it; cut off anywhere, the next one goes on. ``progress`` is told
     after each piece what is removed (a field of the result) and how many by then. Raises StoreUnavailable.
     """
     if dry_run:
-        idle = await store.read(partial(removing.idle_conversations, days=days)) if days else 0
-        return CleanupResult(conversations=idle)
+        return CleanupResult(
+            conversations=await store.read(partial(removing.count_idle, retention=retention))
+        )
     return CleanupResult(
-        conversations=await _hide_idle(store, days, progress) if days else 0,
+        conversations=await _hide_idle(store, retention, progress),
         rows=await remove_hidden(store, progress),
         ended=await _repeat(store, "ended", partial(removing.prune, shard=store.shard), progress),
         # Lanes become idle all the time: the last piece is the one that is not full.
@@ -325,20 +332,22 @@ async def cleanup(
 
 
 async def remove_hidden(store: Store, progress: Progress | None = None) -> int:
-    """Remove what a cleanup has hidden and not removed yet; returns the number of rows."""
-    return await _repeat(store, "rows", removing.remove_hidden, progress)
+    """Remove what is hidden or cleared and has not been removed yet; returns the number of rows."""
+    hidden = await _repeat(store, "rows", removing.remove_hidden, progress)
+    return hidden + await _repeat(store, "rows", remove_cleared, progress)
 
 
-async def _hide_idle(store: Store, days: int, progress: Progress | None) -> int:
+async def _hide_idle(store: Store, retention: Retention, progress: Progress | None) -> int:
     hidden = 0
-    found: list[removing.Idle] = await store.read(partial(removing.find_idle, days=days))
-    while found:
-        ids = [idle.id for idle in found]
-        hidden += await store.run(partial(removing.hide, ids=ids, days=days))
-        if progress is not None:
-            progress("conversations", hidden)
-        found = await store.read(partial(removing.find_idle, days=days, after=found[-1]))
-    return hidden
+    found: removing.Idle = await store.read(partial(removing.find_idle, retention=retention))
+    while True:
+        if found.ids:
+            hidden += await store.run(partial(removing.hide, ids=found.ids, retention=retention))
+            if progress is not None:
+                progress("conversations", hidden)
+        if found.after is None:
+            return hidden
+        found = await store.read(partial(removing.find_idle, retention=retention, after=found.after))
 
 
 async def _repeat(

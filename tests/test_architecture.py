@@ -26,7 +26,7 @@ LAYERS: list[tuple[frozenset[str], bool]] = [
     (frozenset({"config", "log", "network"}), TOGETHER),
     (
         frozenset({"access", "arguments", "deadlines", "pace", "passwords", "split", "texts", "turns"})
-        | {"windows"},
+        | {"retention", "windows"},
         TOGETHER,
     ),  # plain rules, no I/O
     (frozenset({"store", "platforms", "ai", "hooks"}), APART),

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from feishu_bot.config import database_from, process_variables
 from feishu_bot.errors import ConversationNotFound, InvalidImport, MessageNotFound, StoreUnavailable
+from feishu_bot.retention import Retention
 from feishu_bot.store import cleanup, conversations, search, statistics, threads, transfer, values
 from feishu_bot.store.records import (
     ConversationRecord,
@@ -170,10 +171,13 @@ class PersistentConversationManager:
     def clear_conversation(self, conversation_id: int) -> None:
         """Remove all messages and the summary, set both counters to 0, keep the record.
 
-        Raises ConversationNotFound.
+        That holds for everybody after the first of several transactions, as with ``delete_conversation``. Raises
+        ConversationNotFound.
         """
         number = values.check_id(conversation_id, "conversation_id")
         self._database.write(lambda tx: conversations.clear(tx, number), repeatable=True)
+        while self._database.write(lambda tx: conversations.remove_cleared(tx, number), repeatable=True):
+            pass
 
     def delete_conversation(self, conversation_id: int) -> None:
         """Remove a conversation and all its messages. Raises ConversationNotFound.
@@ -191,13 +195,14 @@ class PersistentConversationManager:
 
         One that the server is answering in at this moment is left for the next time.
         """
-        age = min(values.check_number(days, "days"), _MAX_DAYS)
-        removed, after = 0, None
-        while found := self._database.read(lambda tx, last=after: cleanup.find_idle(tx, age, last)):  # type: ignore[misc]
-            ids = [idle.id for idle in found]
-            removed += self._database.write(lambda tx, some=ids: cleanup.hide(tx, some, age))  # type: ignore[misc]
-            after = found[-1]
-        for piece in (cleanup.remove_hidden, cleanup.prune_lanes):
+        age = Retention(min(values.check_number(days, "days"), _MAX_DAYS))
+        removed, found = 0, self._database.read(lambda tx: cleanup.find_idle(tx, age))
+        while True:
+            removed += self._database.write(lambda tx, some=found.ids: cleanup.hide(tx, some, age))  # type: ignore[misc]
+            if found.after is None:
+                break
+            found = self._database.read(lambda tx, last=found.after: cleanup.find_idle(tx, age, last))  # type: ignore[misc]
+        for piece in (cleanup.remove_hidden, conversations.remove_cleared, cleanup.prune_lanes):
             while self._database.write(piece, repeatable=True):
                 pass
         return removed

@@ -12,6 +12,7 @@ import orjson
 
 from feishu_bot.cli.shared import closing, config_option, json_option, load_config, open_store, progress
 from feishu_bot.errors import BotError
+from feishu_bot.retention import Retention
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,24 +23,30 @@ if TYPE_CHECKING:
 
 @click.command()
 @config_option
-@click.option("--days", type=click.IntRange(0), help="Default: ai.conversation_persistence.cleanup_days.")
+@click.option(
+    "--days", type=click.IntRange(0), help="Instead of ai.conversation_persistence.cleanup_days; 0: for ever."
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @json_option
 def cleanup(config_file: str | None, days: int | None, *, dry_run: bool, as_json: bool) -> None:
-    """Remove conversations that have been idle for N days, and queue rows nobody needs any more."""
+    """Remove conversations that have been idle for N days, and queue rows nobody needs any more.
+
+    Where schedule.retention or chats say something else of a chat, that holds.
+    """
     from feishu_bot import schedule  # noqa: PLC0415  # APScheduler takes longer than --help
 
-    settings = load_config(config_file).settings.ai.conversation_persistence
-    wanted = settings.cleanup_days if days is None else days
+    retention = Retention.of(load_config(config_file).settings, days)
     with open_store(config_file) as store, progress() as show:
         result = asyncio.run(
-            closing(store, schedule.cleanup(store, days=wanted, dry_run=dry_run, progress=show))
+            closing(store, schedule.cleanup(store, retention, dry_run=dry_run, progress=show))
         )
     if as_json:
         click.echo(orjson.dumps(result).decode())
     else:
         would = "would remove" if dry_run else "removed"
-        click.echo(f"{would} {result.conversations} conversation(s) idle for {wanted} days")
+        idle = "never removed for their age" if retention.days is None else f"idle for {retention.days} days"
+        rules = f", or as {len(retention.rules)} rule(s) say" if retention.rules else ""
+        click.echo(f"{would} {result.conversations} conversation(s) ({idle}{rules})")
 
 
 @click.group()

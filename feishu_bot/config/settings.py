@@ -376,6 +376,9 @@ class PersistenceSettings(Settings):
         20, ge=0, le=100_000, description="a turn is a user message and all that answers it"
     )
     max_history_tokens: int = Field(8000, ge=0, le=2**53, description="history sent to the model")
+    warm_sessions: int = Field(
+        100, ge=0, le=100_000, description="conversations whose history is read into memory after the start"
+    )
     auto_migrate: bool = Field(True, description="bring the schema up to date at start")
 
 
@@ -478,6 +481,32 @@ class AISettings(Settings):
         return self
 
 
+class ChatMatchSettings(Settings):
+    """Of which conversations a rule speaks; patterns with * and ?, what is absent matches all."""
+
+    platform: Text | None = Field(None, description="account names")
+    chat: Text | None = Field(None, description="chat ids")
+    type: Literal["private", "group", "channel"] | None = Field(
+        None, description="private, group or channel; what a whole chat shares is of both the latter"
+    )
+
+
+class ChatRuleSettings(Settings):
+    """What holds in some chats instead of everywhere; the first rule that matches wins."""
+
+    match: ChatMatchSettings | None = Field(None, description="platform, chat, type; null: all")
+    cleanup_days: int | None = Field(
+        None, ge=0, le=36500, description="instead of ai.conversation_persistence.cleanup_days; 0: for ever"
+    )
+
+
+class RetentionSettings(Settings):
+    """For how long the conversations of some chats are kept."""
+
+    match: ChatMatchSettings | None = Field(None, description="platform, chat, type; null: all")
+    days: int = Field(ge=0, le=36500, description="without activity, then they are removed; 0: for ever")
+
+
 class BudgetSettings(Settings):
     """One limit on tokens; several may apply and all must hold."""
 
@@ -561,6 +590,9 @@ class ScheduleSettings(Settings):
     backup: BackupJobSettings = Field(
         BackupJobSettings(), description="backs the database up and tries the backup out"
     )
+    retention: tuple[RetentionSettings, ...] = Field(
+        (), description="instead of cleanup_days, before chats; the first rule that matches wins"
+    )
 
     @property
     def zone(self) -> ZoneInfo:
@@ -612,6 +644,9 @@ class BotSettings(Settings):
     server: ServerSettings = Field(ServerSettings(), description="where the server listens")
     chat: ChatSettings = Field(ChatSettings(), description="how the bot behaves in chats")
     access: AccessSettings = Field(AccessSettings(), description="who may talk to the bot")
+    chats: tuple[ChatRuleSettings, ...] = Field(
+        (), description="what holds in some chats; the first rule that matches wins"
+    )
     ai: AISettings = Field(AISettings(), description="the model that answers")
     budgets: tuple[BudgetSettings, ...] = Field(
         (BudgetSettings(name="daily-user", limit_tokens=100_000),),

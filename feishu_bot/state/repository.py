@@ -175,9 +175,12 @@ class SQLConversationRepository(ConversationRepository):
 
     async def clear_thread(self, thread_id: str) -> int:
         """Remove the messages of a thread and return how many there were. ValueError for an unknown thread."""
-        count = await self._change(thread_id, conversations.clear)
-        if count is None:
+        cleared = await self._change(thread_id, lambda tx, number: (number, conversations.clear(tx, number)))
+        if cleared is None:
             raise ValueError(f"Thread not found: {thread_id}")
+        number, count = cleared
+        while await self._write(lambda tx: conversations.remove_cleared(tx, number)):
+            pass
         return count
 
     async def _write(self, function: Callable[[Transaction], T]) -> T:

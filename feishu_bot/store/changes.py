@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy import bindparam, delete, func, select, update
 
 from feishu_bot.store import search, threads
-from feishu_bot.store.conversations import recount
-from feishu_bot.store.schema import conversations, messages
+from feishu_bot.store.conversations import clear_locked, recount
+from feishu_bot.store.schema import NOT_CLEARED, conversations, messages
 from feishu_bot.store.work import Change
 
 if TYPE_CHECKING:
@@ -23,18 +23,6 @@ _m = messages.c
 _ARCHIVE = (
     update(conversations).where(_c.id == bindparam("cid")).values(scope_key=None, version=_c.version + 1)
 )
-_DELETE_MESSAGES = delete(messages).where(_m.conversation_id == bindparam("cid"))
-_CLEAR = (
-    update(conversations)
-    .where(_c.id == bindparam("cid"))
-    .values(
-        total_tokens=0,
-        message_count=0,
-        summary=None,
-        version=_c.version + 1,
-        last_activity=bindparam("now"),
-    )
-)
 _RENAME = update(conversations).where(_c.id == bindparam("cid")).values(title=bindparam("new_title"))
 _FREE = (
     select(_c.id)
@@ -46,10 +34,16 @@ _MAKE_CURRENT = (
     .where(_c.id == bindparam("cid"))
     .values(scope_key=bindparam("lane"), version=_c.version + 1, last_activity=bindparam("now"))
 )
-_TAIL = select(_m.id, _m.content, _m.tokens).where(
-    _m.conversation_id == bindparam("cid"), _m.seq > bindparam("after")
+_TAIL = (
+    select(_m.id, _m.content, _m.tokens)
+    .join_from(messages, conversations, _c.id == _m.conversation_id)
+    .where(_c.id == bindparam("cid"), _m.seq > bindparam("after"), NOT_CLEARED)
 )
-_LAST_OF = select(func.max(_m.id)).where(_m.conversation_id == bindparam("cid"), _m.seq <= bindparam("upto"))
+_LAST_OF = (
+    select(func.max(_m.id))
+    .join_from(messages, conversations, _c.id == _m.conversation_id)
+    .where(_c.id == bindparam("cid"), _m.seq <= bindparam("upto"), NOT_CLEARED)
+)
 
 
 def change_conversations(tx: Transaction, live: list[Item], cache: HistoryCache) -> None:
@@ -73,9 +67,7 @@ def _change(tx: Transaction, item: Item, cid: int) -> None:
         case Change.ARCHIVE:
             tx.connection.execute(_ARCHIVE, {"cid": cid})
         case Change.CLEAR:
-            search.remove_conversation(tx.connection, tx.kind, cid)
-            tx.connection.execute(_DELETE_MESSAGES, {"cid": cid})
-            tx.connection.execute(_CLEAR, {"cid": cid, "now": _now(tx)})
+            clear_locked(tx, cid)
         case Change.RENAME:
             tx.connection.execute(_RENAME, {"cid": cid, "new_title": str(detail)})
         case Change.CUT:

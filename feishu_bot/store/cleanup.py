@@ -30,6 +30,9 @@ from feishu_bot.store.schema import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from sqlalchemy import ColumnElement
+
+    from feishu_bot.retention import Retention
     from feishu_bot.store.work import Transaction
 
 ERASED = "{}"  # the payload of what ended and whose text is not kept
@@ -265,49 +268,77 @@ _LOCK_QUIET_LANES = (
 )
 
 
-def _cutoff(tx: Transaction, days: int) -> datetime:
-    return datetime.fromtimestamp(tx.now_ms / 1000, UTC) - timedelta(days=days)
+def _idle_for(tx: Transaction, days: int) -> ColumnElement[bool]:
+    cutoff = datetime.fromtimestamp(tx.now_ms / 1000, UTC) - timedelta(days=days)
+    return (conversations.c.last_activity < cutoff) & conversations.c.hidden_at.is_(None)
 
 
-def idle_conversations(tx: Transaction, days: int) -> int:
-    """Count the conversations without activity for ``days``."""
-    statement = select(func.count()).where(
-        conversations.c.last_activity < _cutoff(tx, days), conversations.c.hidden_at.is_(None)
-    )
-    return int(tx.connection.execute(statement).scalar_one())
+def count_idle(tx: Transaction, retention: Retention) -> int:
+    """Count the conversations without activity for longer than they are kept."""
+    if retention.shortest is None:
+        return 0
+    if not retention.rules:
+        statement = select(func.count()).where(_idle_for(tx, retention.shortest))
+        return int(tx.connection.execute(statement).scalar_one())
+    found = find_idle(tx, retention)
+    count = len(found.ids)
+    while found.after is not None:
+        found = find_idle(tx, retention, found.after)
+        count += len(found.ids)
+    return count
 
 
-class Idle(NamedTuple):
-    """A conversation without activity, and where the search for the next ones goes on."""
+class Place(NamedTuple):
+    """Where a search for idle conversations goes on: behind this one."""
 
     last_activity: datetime
     id: int
 
 
-def find_idle(tx: Transaction, days: int, after: Idle | None = None) -> list[Idle]:
-    """Return one piece of the conversations without activity for ``days``, by their last activity; only reads."""
-    c = conversations.c
-    statement = select(c.last_activity, c.id).where(
-        c.last_activity < _cutoff(tx, days), c.hidden_at.is_(None)
-    )
-    if after is not None:
-        same = (c.last_activity == after.last_activity) & (c.id > after.id)
-        statement = statement.where(
-            c.last_activity >= after.last_activity, (c.last_activity > after.last_activity) | same
-        )
-    rows = tx.connection.execute(statement.order_by(c.last_activity, c.id).limit(PIECE))
-    return [Idle(*row) for row in rows]
+_START = Place(datetime(1000, 1, 1, tzinfo=UTC), 0)  # nothing imported is older
 
 
-def hide(tx: Transaction, ids: Sequence[int], days: int) -> int:
+class Idle(NamedTuple):
+    """Conversations to remove, and where to look for more; None: there are no more."""
+
+    ids: list[int]
+    after: Place | None
+
+
+def find_idle(tx: Transaction, retention: Retention, after: Place = _START) -> Idle:
+    """Return one piece of the conversations without activity for longer than they are kept; only reads."""
+    c, shortest = conversations.c, retention.shortest
+    if shortest is None:
+        return Idle([], None)
+    same = (c.last_activity == after.last_activity) & (c.id > after.id)
+    rows = tx.connection.execute(
+        select(c.last_activity, c.id, c.platform, c.chat_id, c.user_key)
+        .where(_idle_for(tx, shortest))
+        .where(c.last_activity >= after.last_activity, (c.last_activity > after.last_activity) | same)
+        .order_by(c.last_activity, c.id)
+        .limit(PIECE)
+    ).all()
+    now = datetime.fromtimestamp(tx.now_ms / 1000, UTC)
+    ids = []
+    for row in rows:
+        days = retention.days_of(row.platform, row.chat_id, row.user_key) if retention.rules else shortest
+        if days is not None and row.last_activity < now - timedelta(days=days):
+            ids.append(row.id)
+    return Idle(ids, Place(*rows[-1][:2]) if len(rows) == PIECE else None)
+
+
+def hide(tx: Transaction, ids: Sequence[int], retention: Retention) -> int:
     """Hide those of a piece that are still idle, and return how many; ``remove_hidden`` takes their rows.
 
     The lanes are locked first. One with a message at work is passed by: its answer, made for a conversation that
     is gone by then, would be dropped.
     """
     c = conversations.c
-    still_idle = (c.id.in_(ids), c.last_activity < _cutoff(tx, days), c.hidden_at.is_(None))
-    rows = tx.connection.execute(select(c.id, c.scope_key, c.public_id).where(*still_idle)).all()
+    if retention.shortest is None or not ids:
+        return 0
+    # Whatever has happened to one since it was found has made it younger than the shortest time.
+    still_idle = c.id.in_(ids) & _idle_for(tx, retention.shortest)
+    rows = tx.connection.execute(select(c.id, c.scope_key, c.public_id).where(still_idle)).all()
     if not rows:
         return 0
     keys = {r.id: {"conv:" + make_key(r.public_id), r.scope_key} - {None} for r in rows}
@@ -316,7 +347,7 @@ def hide(tx: Transaction, ids: Sequence[int], days: int) -> int:
     quiet = set(tx.connection.execute(_LOCK_QUIET_LANES, {"keys": all_keys}).scalars())
     result = tx.connection.execute(
         update(conversations)
-        .where(*still_idle, c.id.in_([i for i, lane_keys in keys.items() if lane_keys <= quiet]))
+        .where(still_idle, c.id.in_([i for i, lane_keys in keys.items() if lane_keys <= quiet]))
         .values(
             hidden_at=datetime.fromtimestamp(tx.now_ms / 1000, UTC), scope_key=None, version=c.version + 1
         )

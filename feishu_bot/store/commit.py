@@ -13,6 +13,7 @@ from feishu_bot.model import CallUsage, End
 from feishu_bot.store import budgets, search
 from feishu_bot.store.bulk import execute_many
 from feishu_bot.store.changes import change_conversations
+from feishu_bot.store.conversations import without_cleared
 from feishu_bot.store.engine import insert_ignore
 from feishu_bot.store.history import history_row
 from feishu_bot.store.inbox import ANY_OPEN, IS_OPEN, LEASE_MS, count_ends, ledger_of
@@ -20,6 +21,7 @@ from feishu_bot.store.placing import COLUMNS, Conversation, Item, find_conversat
 from feishu_bot.store.repeats import committed_before
 from feishu_bot.store.schema import (
     ATTEMPTING,
+    NOT_CLEARED,
     PENDING,
     SENT,
     conversations,
@@ -73,9 +75,14 @@ _APPEND = (
         title=func.coalesce(conversations.c.title, bindparam("new_title")),
     )
 )
-_SAVED = select(messages.c.conversation_id, messages.c.save_key).where(
-    messages.c.conversation_id.in_(bindparam("ids", expanding=True)),
-    messages.c.save_key.in_(bindparam("keys", expanding=True)),
+_SAVED = (
+    select(messages.c.id, messages.c.conversation_id, messages.c.save_key, messages.c.content)
+    .add_columns(NOT_CLEARED.label("present"))
+    .join_from(messages, conversations, conversations.c.id == messages.c.conversation_id)
+    .where(
+        messages.c.conversation_id.in_(bindparam("ids", expanding=True)),
+        messages.c.save_key.in_(bindparam("keys", expanding=True)),
+    )
 )
 _INSERT_MESSAGES = insert(messages)
 _MESSAGE_IDS = select(messages.c.id, messages.c.conversation_id, messages.c.seq).where(
@@ -264,9 +271,8 @@ def _already_saved(tx: Transaction, live: list[Item]) -> set[tuple[int, str | No
     if not keys:
         return set()
     ids = [i.conversation.id for i in retried if i.conversation is not None]
-    return {
-        (r.conversation_id, r.save_key) for r in tx.connection.execute(_SAVED, {"ids": ids, "keys": keys})
-    }
+    found = tx.connection.execute(_SAVED, {"ids": ids, "keys": keys}).mappings()
+    return {(row["conversation_id"], row["save_key"]) for row in without_cleared(tx, found)}
 
 
 def _message_ids(tx: Transaction, live: list[Item]) -> dict[int, list[int]]:

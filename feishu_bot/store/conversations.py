@@ -10,17 +10,17 @@ import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Integer, bindparam, delete, func, insert, literal, select, update
+from sqlalchemy import Integer, bindparam, delete, func, insert, select, update
 
 from feishu_bot.errors import ConversationNotFound
 from feishu_bot.store import search
 from feishu_bot.store.engine import insert_ignore
 from feishu_bot.store.prepared import Prepared
-from feishu_bot.store.schema import conversations, lanes, messages
+from feishu_bot.store.schema import NOT_CLEARED, conversations, lanes, messages
 from feishu_bot.store.terms import terms
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from sqlalchemy import Select
 
@@ -238,9 +238,13 @@ _INDEX = Prepared(search.ADD)
 _NEW_IDS = select(messages.c.id, messages.c.seq).where(
     messages.c.conversation_id == bindparam("cid"), messages.c.seq > bindparam("after")
 )
-_SAVED = select(*MESSAGE_COLUMNS).where(
-    messages.c.conversation_id == bindparam("cid"),
-    messages.c.save_key.in_(bindparam("keys", expanding=True)),
+_SAVED = (
+    select(*MESSAGE_COLUMNS, NOT_CLEARED.label("present"))
+    .join_from(messages, conversations, _c.id == messages.c.conversation_id)
+    .where(
+        messages.c.conversation_id == bindparam("cid"),
+        messages.c.save_key.in_(bindparam("keys", expanding=True)),
+    )
 )
 
 
@@ -259,7 +263,7 @@ def append(tx: Transaction, conversation_id: int, new: Sequence[NewMessage]) -> 
         if tx.kind != "sqlite":  # whoever saves the same key now comes before or after us
             tx.connection.execute(_LOCK, {"cid": conversation_id}).all()
         found = tx.connection.execute(_SAVED, {"cid": conversation_id, "keys": keys}).mappings()
-        known = {row["save_key"]: row for row in found}
+        known = {row["save_key"]: row for row in without_cleared(tx, found)}
     fresh: dict[str | int, NewMessage] = {}
     for index, message in enumerate(new):
         if message.save_key not in known:
@@ -272,6 +276,14 @@ def append(tx: Transaction, conversation_id: int, new: Sequence[NewMessage]) -> 
     known |= {row["save_key"]: row for row in rows if row["save_key"] is not None}
     others = iter([row for row in rows if row["save_key"] is None])
     return [next(others) if m.save_key is None else known[m.save_key] for m in new]
+
+
+def without_cleared(tx: Transaction, found: Iterable[StoredRow]) -> list[StoredRow]:
+    """Return the messages of ``found`` that are ``present``; the others were cleared, and go now: keys are unique."""
+    rows = [dict(row) for row in found]
+    cleared = [row for row in rows if not row.pop("present")]
+    _remove(tx, cleared)
+    return [row for row in rows if row not in cleared] if cleared else list(rows)
 
 
 def _append_fresh(tx: Transaction, conversation_id: int, new: Sequence[NewMessage]) -> list[StoredRow]:
@@ -333,7 +345,9 @@ def _append_fresh(tx: Transaction, conversation_id: int, new: Sequence[NewMessag
 
 _IN_CONVERSATION = (
     messages.c.conversation_id == bindparam("cid"),
-    select(literal(1)).select_from(conversations).where(_c.id == bindparam("cid"), _SEEN).exists(),
+    # Of a conversation that is not to be seen this is null, and no number is greater.
+    messages.c.seq
+    > select(func.coalesce(_c.cleared_seq, 0)).where(_c.id == bindparam("cid"), _SEEN).scalar_subquery(),
 )
 _NEWEST = Prepared(
     select(messages.c.seq, messages.c.role, messages.c.content, messages.c.tokens, messages.c.timestamp)
@@ -430,6 +444,7 @@ _CLEAR = (
         total_tokens=0,
         message_count=0,
         summary=None,
+        cleared_seq=_c.last_seq,
         version=_c.version + 1,
         last_activity=bindparam("now"),
     )
@@ -441,8 +456,14 @@ _HIDE = (
 )
 _SOME_MESSAGES = (
     select(messages.c.id, messages.c.content)
-    .where(messages.c.conversation_id == bindparam("cid"))
+    .where(messages.c.conversation_id == bindparam("cid"), messages.c.seq <= bindparam("last"))
     .limit(PIECE)
+)
+_CLEARED = select(_c.id, _c.cleared_seq).where(_c.cleared_seq.is_not(None), _SEEN)
+_ALL_GONE = (
+    update(conversations)
+    .where(_c.id == bindparam("cid"), _c.cleared_seq == bindparam("last"))
+    .values(cleared_seq=None)
 )
 _SET_PERSONA = (
     update(conversations)
@@ -465,12 +486,35 @@ def set_persona(tx: Transaction, conversation_id: int, persona_id: str | None) -
 
 
 def clear(tx: Transaction, conversation_id: int) -> int:
-    """Remove all messages, keep the conversation, and return how many there were. Raises ConversationNotFound."""
+    """Remove all messages, keep the conversation, and return how many there were. Raises ConversationNotFound.
+
+    They are out of sight at once, whatever their number. One piece of their rows goes with that, the others by
+    ``remove_cleared``.
+    """
     count = int(lock(tx, conversation_id)["message_count"])
-    search.remove_conversation(tx.connection, tx.kind, conversation_id)
-    tx.connection.execute(delete(messages).where(messages.c.conversation_id == conversation_id))
-    tx.connection.execute(_CLEAR, {"cid": conversation_id, "now": now_of(tx)})
+    clear_locked(tx, conversation_id)
     return count
+
+
+def clear_locked(tx: Transaction, conversation_id: int) -> None:
+    """Clear a conversation whose lane the transaction holds."""
+    tx.connection.execute(_CLEAR, {"cid": conversation_id, "now": now_of(tx)})
+    remove_cleared(tx, conversation_id)
+
+
+def remove_cleared(tx: Transaction, conversation_id: int | None = None) -> int:
+    """Remove one piece of the messages that were cleared, of this conversation or of any; return how many rows.
+
+    0: nothing is left.
+    """
+    which = _CLEARED if conversation_id is None else _CLEARED.where(_c.id == conversation_id)
+    found = tx.connection.execute(which.limit(1)).first()
+    if found is None:
+        return 0
+    gone = _remove_some(tx, found.id, found.cleared_seq)
+    if gone < PIECE:
+        tx.connection.execute(_ALL_GONE, {"cid": found.id, "last": found.cleared_seq})
+    return max(1, gone)
 
 
 def hide(tx: Transaction, conversation_id: int) -> None:
@@ -481,13 +525,24 @@ def hide(tx: Transaction, conversation_id: int) -> None:
 
 def remove_piece(tx: Transaction, conversation_id: int) -> bool:
     """Remove some rows of a hidden conversation; say whether any are left."""
-    rows = tx.connection.execute(_SOME_MESSAGES, {"cid": conversation_id}).mappings().all()
-    if rows:
-        search.remove_messages(tx.connection, tx.kind, rows)
-        tx.connection.execute(delete(messages).where(messages.c.id.in_([row["id"] for row in rows])))
+    if _remove_some(tx, conversation_id, _END):
         return True
     tx.connection.execute(delete(conversations).where(_c.id == conversation_id, _c.hidden_at.is_not(None)))
     return False
+
+
+def _remove_some(tx: Transaction, conversation_id: int, last: int) -> int:
+    """Remove one piece of a conversation's messages up to a number; return how many."""
+    values = {"cid": conversation_id, "last": last}
+    rows = tx.connection.execute(_SOME_MESSAGES, values).mappings().all()
+    _remove(tx, rows)
+    return len(rows)
+
+
+def _remove(tx: Transaction, rows: Sequence[StoredRow]) -> None:
+    if rows:
+        search.remove_messages(tx.connection, tx.kind, rows)
+        tx.connection.execute(delete(messages).where(messages.c.id.in_([row["id"] for row in rows])))
 
 
 def recount(tx: Transaction, conversation_id: int, *, messages_by: int, tokens_by: int) -> None:

@@ -18,9 +18,11 @@ from sqlalchemy import bindparam, case, delete, func, select, text, update
 from feishu_bot.model import End, escape_part, person_key
 from feishu_bot.store import budgets, search
 from feishu_bot.store.cleanup import remove_hidden
+from feishu_bot.store.conversations import remove_cleared
 from feishu_bot.store.inbox import count_ends
 from feishu_bot.store.people import Person
 from feishu_bot.store.schema import (
+    NOT_CLEARED,
     OPEN,
     UNSENT,
     budget_windows,
@@ -190,7 +192,9 @@ class _Count:
         own = select(func.count(), func.sum(_c.message_count)).where(person.owns, _SEEN)
         receipt.conversations, receipt.messages = self._numbers(own)
         elsewhere = select(func.count()).join_from(messages, conversations, _c.id == _m.conversation_id)
-        (receipt.messages_elsewhere,) = self._numbers(elsewhere.where(person.said, _SEEN, ~person.owns))
+        (receipt.messages_elsewhere,) = self._numbers(
+            elsewhere.where(person.said, _SEEN, NOT_CLEARED, ~person.owns)
+        )
         heard = select(_m.conversation_id).where(person.said)
         summaries = select(func.count()).where(_c.id.in_(heard), _SEEN, ~person.owns, _c.summary.is_not(None))
         (receipt.summaries,) = self._numbers(summaries)
@@ -282,7 +286,8 @@ class _Erase:
             self._outbox(self._inbox())
         self._repeat(self._hide_conversations)
         self._repeat(self._remove_elsewhere)
-        self._repeat(lambda tx: {"": done} if (done := remove_hidden(tx)) else {})
+        for piece in (remove_hidden, remove_cleared):
+            self._repeat(lambda tx, piece=piece: {"": done} if (done := piece(tx)) else {})  # type: ignore[misc]
         self._repeat(self._anonymise_usage)
         self._do(self._remove_windows)
         self._lanes()
@@ -419,7 +424,7 @@ class _Erase:
         wanted = (
             select(_m.id, _m.conversation_id, _m.content, _m.tokens)
             .join_from(messages, conversations, _c.id == _m.conversation_id)
-            .where(self._person.said, _SEEN)
+            .where(self._person.said, _SEEN, NOT_CLEARED)
             .order_by(_m.id)
             .limit(PIECE)
         )

@@ -58,6 +58,7 @@ class _Chosen(NamedTuple):
     """A conversation to export. ``only``: of a conversation that is not the person's own, what he said."""
 
     head: dict[str, Any]
+    cleared_seq: int
     last_seq: int
     only: ColumnElement[bool] | None
 
@@ -77,7 +78,7 @@ def export_conversation(
     """Return a conversation and all its messages as JSON can hold them. Raises ConversationNotFound."""
     for chosen in _choose(connection, _c.id == conversation_id, None, tenant_id=tenant_id):
         said: list[dict[str, Any]] = []
-        after = 0
+        after = chosen.cleared_seq
         while page := _page(connection, chosen, after):
             said += [_message(row) for row in page]
             after = page[-1]["seq"]
@@ -267,11 +268,11 @@ def _choose(
         statement = statement.add_columns(case((person.owns, 1), else_=0).label("own"))
     found = []
     for row in connection.execute(statement).mappings().all():
-        head = _head(connection, row)
+        head, cleared = _head(connection, row), row["cleared_seq"] or 0
         if person is None or row["own"]:
-            found.append(_Chosen(head, row["last_seq"], None))
+            found.append(_Chosen(head, cleared, row["last_seq"], None))
             continue
-        said = (person.said, _m.conversation_id == row["id"])
+        said = (person.said, _m.conversation_id == row["id"], _m.seq > cleared)
         count, tokens = connection.execute(select(func.count(), func.sum(_m.tokens)).where(*said)).one()
         part = {
             # Another conversation than the whole: who imports both has both.
@@ -281,7 +282,7 @@ def _choose(
             "message_count": count,
             "total_tokens": int(tokens or 0),
         }
-        found.append(_Chosen(head | part, row["last_seq"], person.said))
+        found.append(_Chosen(head | part, cleared, row["last_seq"], person.said))
     return found
 
 
@@ -306,17 +307,20 @@ def _fork_point(connection: Connection, row: RowMapping) -> tuple[str | None, in
     if row["parent_id"] is None:
         return None, None
     parent = connection.execute(
-        select(_c.public_id).where(_c.id == row["parent_id"], _SEEN)
-    ).scalar_one_or_none()
-    at = select(_m.seq).where(_m.id == row["forked_at"], _m.conversation_id == row["parent_id"])
-    count = connection.execute(
-        select(func.count()).where(_m.conversation_id == row["parent_id"], _m.seq <= at.scalar_subquery())
-    ).scalar_one()
-    return parent, (count or None) if parent is not None else None
+        select(_c.public_id, func.coalesce(_c.cleared_seq, 0).label("cleared")).where(
+            _c.id == row["parent_id"], _SEEN
+        )
+    ).one_or_none()
+    if parent is None:
+        return None, None
+    present = (_m.conversation_id == row["parent_id"], _m.seq > parent.cleared)
+    at = select(_m.seq).where(_m.id == row["forked_at"], *present)
+    count = select(func.count()).where(*present, _m.seq <= at.scalar_subquery())
+    return parent.public_id, connection.execute(count).scalar_one() or None
 
 
 def _rows(database: Transactions, chosen: _Chosen) -> Iterator[RowMapping]:
-    after = 0
+    after = chosen.cleared_seq
     while True:
         page = database.read(lambda tx, last=after: _page(tx.connection, chosen, last))  # type: ignore[misc]
         yield from page

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
-from sqlalchemy import bindparam, case, select
+from sqlalchemy import bindparam, case, func, select
 
 from feishu_bot.store.schema import conversations, messages
 from feishu_bot.store.work import ConversationState, HistoryRow
@@ -17,11 +17,16 @@ if TYPE_CHECKING:
 
     from feishu_bot.store.work import Transaction
 
+CACHED_CONVERSATIONS = 1000  # whose tails a cache keeps
 ROWS_PER_TURN = 3  # read at first; a conversation full of tool calls is read again with a longer span
 
 SPEAKER = "speaker"  # in a message's metadata: who said it, where several share a conversation
 CALLS = '{"tool_calls"'  # how the metadata of an assistant's message begin that calls tools
 
+# As one value: of two bounds a database may choose the wrong one to go by.
+_CLEARED = func.coalesce(conversations.c.cleared_seq, 0)
+_SPAN = conversations.c.last_seq - bindparam("span")
+_BEFORE_TAIL = case((_SPAN > _CLEARED, _SPAN), else_=_CLEARED)
 _TAILS = (
     select(messages.c.conversation_id, messages.c.seq, messages.c.role, messages.c.content, messages.c.tokens)
     .add_columns(
@@ -36,8 +41,7 @@ _TAILS = (
     .select_from(
         conversations.join(
             messages,
-            (messages.c.conversation_id == conversations.c.id)
-            & (messages.c.seq > conversations.c.last_seq - bindparam("span")),
+            (messages.c.conversation_id == conversations.c.id) & (messages.c.seq > _BEFORE_TAIL),
         )
     )
     .where(conversations.c.id.in_(bindparam("ids", expanding=True)))
@@ -52,7 +56,7 @@ class HistoryCache:
     transaction, and a tail of another version is not used. Not thread-safe: each writer thread has its own.
     """
 
-    def __init__(self, *, conversations: int = 1000, rows: int = 200) -> None:
+    def __init__(self, *, conversations: int = CACHED_CONVERSATIONS, rows: int = 200) -> None:
         self._limit = conversations
         self._rows = rows
         self._tails: OrderedDict[int, tuple[int, tuple[HistoryRow, ...]]] = OrderedDict()
@@ -87,6 +91,11 @@ class HistoryCache:
                 tail = tail[_start_of(tail, turns) :]
             self.put(conversation_id, after, tail)
 
+    def fill(self, conversation_id: int, version: int, tail: Sequence[HistoryRow]) -> None:
+        """Keep a tail that was read outside the writer, unless there is one of this conversation already."""
+        if conversation_id not in self._tails:
+            self.put(conversation_id, version, tail)
+
     def drop(self, conversation_id: int) -> None:
         self._tails.pop(conversation_id, None)
 
@@ -120,6 +129,32 @@ def speaker_of(metadata_json: str | None) -> str | None:
     except (ValueError, AttributeError):
         return None
     return speaker if isinstance(speaker, str) else None
+
+
+class RecentTail(NamedTuple):
+    """The tail of a conversation that is current in its lane."""
+
+    lane_key: str
+    conversation_id: int
+    version: int
+    tail: tuple[HistoryRow, ...]
+
+
+_RECENT = (
+    select(conversations)
+    .where(conversations.c.hidden_at.is_(None), conversations.c.scope_key.is_not(None))
+    .order_by(conversations.c.last_activity.desc())
+    .limit(bindparam("most"))
+)
+
+
+def load_recent(tx: Transaction, most: int, *, turns: int) -> list[RecentTail]:
+    """Return the tails of the conversations that were used last, the newest first; only reads."""
+    rows = tx.connection.execute(_RECENT, {"most": most}).all()
+    fields = ConversationState.__dataclass_fields__
+    states = [ConversationState(**{name: getattr(row, name) for name in fields}) for row in rows]
+    tails = load_tails(tx, states, turns=turns, cache=HistoryCache())
+    return [RecentTail(row.scope_key, row.id, row.version, tails[row.id]) for row in rows]
 
 
 def load_tails(

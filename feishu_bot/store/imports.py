@@ -333,13 +333,17 @@ def _find_fork_point(connection: Connection, head: Mapping[str, Any]) -> tuple[i
     if head["forked_from"] is None:
         return None, None
     parent = connection.execute(
-        select(_c.id).where(_c.public_id == head["forked_from"], _c.tenant_id == head["tenant_id"], _SEEN)
-    ).scalar_one_or_none()
-    if parent is None or head["forked_at"] is None:
-        return parent, None
-    at = select(_m.id).where(_m.conversation_id == parent).order_by(_m.seq)
+        select(_c.id, func.coalesce(_c.cleared_seq, 0).label("cleared")).where(
+            _c.public_id == head["forked_from"], _c.tenant_id == head["tenant_id"], _SEEN
+        )
+    ).one_or_none()
+    if parent is None:
+        return None, None
+    if head["forked_at"] is None:
+        return parent.id, None
+    at = select(_m.id).where(_m.conversation_id == parent.id, _m.seq > parent.cleared).order_by(_m.seq)
     message = connection.execute(at.offset(head["forked_at"] - 1).limit(1)).scalar_one_or_none()
-    return parent, message
+    return parent.id, message
 
 
 # ------------------------------------------------------------------------------------------- what is believed

@@ -16,6 +16,7 @@ from feishu_bot.store import migrations
 from feishu_bot.store.engine import capabilities, database_now_ms, open_engine
 from feishu_bot.store.inbox import LEASE_MS
 from feishu_bot.store.schema import (
+    NOT_CLEARED,
     OPEN,
     SEARCH_TABLE,
     UNSENT,
@@ -128,6 +129,8 @@ def _counters(connection: Connection) -> str:
             func.max(m.seq).label("seq"),
             func.sum(m.tokens).label("tokens"),
         )
+        .join_from(messages, conversations, c.id == m.conversation_id)
+        .where(NOT_CLEARED)
         .group_by(m.conversation_id)
         .subquery()
     )

@@ -9,7 +9,7 @@ import orjson
 from sqlalchemy import Row, bindparam, select
 
 from feishu_bot.model import user_key
-from feishu_bot.store.schema import conversations, messages, outbox
+from feishu_bot.store.schema import NOT_CLEARED, conversations, messages, outbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -31,6 +31,7 @@ _SAID = (
         _c.platform.in_(bindparam("accounts", expanding=True)),
         _m.recalled_at.is_(None),
         _c.hidden_at.is_(None),
+        NOT_CLEARED,
     )
     .order_by(_m.id)
 )

@@ -46,6 +46,7 @@ class ConversationRecord(Record):
         traits_json = schema.conversations.c.traits
     messages = relationship(
         "MessageRecord",
+        primaryjoin=(schema.messages.c.conversation_id == schema.conversations.c.id) & schema.NOT_CLEARED,
         back_populates="conversation",
         order_by=schema.messages.c.seq,
         cascade="all, delete-orphan",

@@ -44,7 +44,8 @@ UPDATE conversations SET
     total_tokens = CASE WHEN message_count = present THEN max(total_tokens, tokens) ELSE tokens END
 FROM (
     SELECT c.id AS cid, count(m.id) AS present, coalesce(max(m.seq), 0) AS seq, coalesce(sum(m.tokens), 0) AS tokens
-    FROM conversations AS c LEFT JOIN messages AS m ON m.conversation_id = c.id
+    FROM conversations AS c LEFT JOIN messages AS m
+        ON m.conversation_id = c.id AND m.seq > coalesce(c.cleared_seq, 0)
     GROUP BY c.id
 ) WHERE id = cid
 """

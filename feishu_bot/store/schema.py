@@ -28,6 +28,7 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
     event,
+    func,
     text,
 )
 from sqlalchemy.dialects import mysql, postgresql
@@ -132,6 +133,8 @@ conversations = _table(
     Column("total_tokens", BigInteger, nullable=False, server_default="0"),
     Column("message_count", BigInteger, nullable=False, server_default="0"),
     Column("last_seq", BigInteger, nullable=False, server_default="0"),
+    # Messages up to this number were cleared and are on their way out; null: there are none.
+    Column("cleared_seq", BigInteger),
     Column("version", BigInteger, nullable=False, server_default="0"),
     Column("hidden_at", UTCDateTime),
     Column("created_at", UTCDateTime, nullable=False),
@@ -141,6 +144,8 @@ conversations = _table(
     Index(None, "last_activity"),
     Index(None, "chat_id"),
     Index(None, "user_id"),
+    Index(None, "hidden_at", **_only("hidden_at IS NOT NULL")),
+    Index(None, "cleared_seq", **_only("cleared_seq IS NOT NULL")),
     sqlite_autoincrement=True,
 )
 
@@ -170,6 +175,9 @@ messages = _table(
     Index(None, "sender_id", **_only("sender_id IS NOT NULL")),
     sqlite_autoincrement=True,
 )
+
+#: Of messages beside their conversations: they were not cleared. Who reads messages asks for it, or for ``cleared_seq``.
+NOT_CLEARED = messages.c.seq > func.coalesce(conversations.c.cleared_seq, 0)
 
 # Keeps terms only, no text: a quarter of the size. Who removes a message gives its text once more (store.search).
 SEARCH_TABLE = "messages_search"

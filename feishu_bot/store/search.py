@@ -17,7 +17,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import ClauseElement, Executable
 
 from feishu_bot.store.people import Person
-from feishu_bot.store.schema import SEARCH_TABLE, conversations, messages
+from feishu_bot.store.schema import NOT_CLEARED, SEARCH_TABLE, conversations, messages
 from feishu_bot.store.terms import MAX_WORD_CHARS, Query, terms
 
 if TYPE_CHECKING:
@@ -44,12 +44,6 @@ ADD = text(f"INSERT INTO {SEARCH_TABLE} (rowid, terms) VALUES (:id, :terms)")
 _REMOVE = text(f"INSERT INTO {SEARCH_TABLE} ({SEARCH_TABLE}, rowid, terms) VALUES ('delete', :id, :terms)")
 _SET_TERMS = update(messages).where(_m.id == bindparam("mid")).values(search_terms=bindparam("new_terms"))
 _INDEXED = select(_m.id).where(_m.id.in_(bindparam("ids", expanding=True)), _m.search_terms.is_not(None))
-_IN_CONVERSATION = (
-    select(_m.id, _m.content)
-    .where(_m.conversation_id == bindparam("cid"), _m.id > bindparam("after"), _m.search_terms.is_not(None))
-    .order_by(_m.id)
-    .limit(bindparam("most"))
-)
 _ADD_NEWEST = f"INSERT INTO {SEARCH_TABLE} (rowid, terms) VALUES ((SELECT max(id) FROM messages) - ?, ?)"
 _NOT_INDEXED = (
     select(_m.id, _m.content)
@@ -112,20 +106,6 @@ def remove_messages(connection: Connection, kind: str, rows: Rows) -> None:
         connection.execute(_REMOVE, _with_terms([row for row in rows if row["id"] in indexed]))
         # The mark goes too: removed once more (an edit after a failed one), nothing happens.
         connection.execute(_SET_TERMS, [{"mid": i, "new_terms": None} for i in indexed])
-
-
-def remove_conversation(connection: Connection, kind: str, conversation_id: int, *, piece: int = 500) -> None:
-    """Take all messages of a conversation out of the index, before they are deleted."""
-    if kind != "sqlite":
-        return
-    after = 0
-    while True:
-        values = {"cid": conversation_id, "after": after, "most": piece}
-        rows = connection.execute(_IN_CONVERSATION, values).mappings().all()
-        if not rows:
-            return
-        connection.execute(_REMOVE, _with_terms(rows))
-        after = rows[-1]["id"]
 
 
 def index_missing(connection: Connection, kind: str, *, after: int = 0, most: int = 500) -> int | None:
@@ -300,7 +280,7 @@ def _filters(
     if person is not None:
         speakers.append(Person.of(person))
     since, until = _utc(since), _utc(until)
-    conditions: list[ColumnElement[bool]] = [_c.hidden_at.is_(None), _m.recalled_at.is_(None)]
+    conditions: list[ColumnElement[bool]] = [_c.hidden_at.is_(None), NOT_CLEARED, _m.recalled_at.is_(None)]
     conditions += [or_(who.said, _m.sender_id.is_(None) & who.owns) for who in speakers]
     equal = ((_c.platform, platform), (_c.user_key, owner_key), (_c.chat_id, owner_chat), (_m.role, role))
     conditions += [column == value for column, value in equal if value is not None]

@@ -14,7 +14,7 @@ from feishu_bot.errors import LeaseLost
 from feishu_bot.store import commit as ending
 from feishu_bot.store import inbox, leases, migrations, outbox
 from feishu_bot.store.engine import capabilities, open_engine, store_errors
-from feishu_bot.store.history import HistoryCache
+from feishu_bot.store.history import CACHED_CONVERSATIONS, HistoryCache, load_recent
 from feishu_bot.store.leases import Owner
 from feishu_bot.store.notices import notify
 from feishu_bot.store.work import Committed, Transaction
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from feishu_bot.model import BudgetRefusal
+    from feishu_bot.store.history import RecentTail
     from feishu_bot.store.work import (
         Arrival,
         Lease,
@@ -42,6 +43,13 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 READERS = 3  # threads that read pages, counts and answers
+
+
+def _fill(cache: HistoryCache, _tx: Transaction, found: Sequence[RecentTail]) -> list[None]:
+    """Put tails into a cache, on the thread that it belongs to."""
+    for recent in found:
+        cache.fill(recent.conversation_id, recent.version, recent.tail)
+    return [None] * len(found)
 
 
 class Store:
@@ -76,6 +84,7 @@ class Store:
         self.gives_away: Callable[[], bool] = lambda: False
         self._commit: list[Callable[..., Any]] = []
         self._begin: list[Callable[..., Any]] = []
+        self._history_turns = 0
         self.shard = shard
 
     def open(self, planner: Planner, *, version: str) -> None:
@@ -89,6 +98,7 @@ class Store:
                 log.info("schema ready", extra={"schema": done})
         else:
             migrations.check(self.engine)
+        self._history_turns = planner.history_turns
         self._commit = [
             partial(ending.commit, cache=cache, shard=n, keep_turns=planner.history_turns)
             for cache, n in zip(self._caches, self._shards, strict=True)
@@ -204,6 +214,18 @@ class Store:
         result: PartToSend | NoWork
         (result,) = await self._writers[n].submit(outbox.send_step, [step])
         return result
+
+    async def warm(self, most: int) -> int:
+        """Read the histories that were used last into memory, as many as fit; return how many. Raises StoreUnavailable."""
+        most, turns = min(most, CACHED_CONVERSATIONS), self._history_turns
+        if not most or not turns:
+            return 0
+        found = await self.read(lambda tx: load_recent(tx, most, turns=turns))
+        for n, (writer, cache) in enumerate(zip(self._writers, self._caches, strict=True)):
+            # The newest last, so that it is the last to make room.
+            own = [recent for recent in reversed(found) if self._of(recent.lane_key) == n]
+            await writer.submit(partial(_fill, cache), own, merge=False)
+        return len(found)
 
     # ------------------------------------------------------------------------------------ everything else
 

@@ -193,7 +193,9 @@ def fork(tx: Transaction, conversation_id: int, message_id: int) -> StoredRow:
     """
     parent = lock(tx, conversation_id)
     last = tx.connection.execute(
-        select(_m.seq).where(_m.id == message_id, _m.conversation_id == conversation_id)
+        select(_m.seq).where(
+            _m.id == message_id, _m.conversation_id == conversation_id, _m.seq > (parent["cleared_seq"] or 0)
+        )
     ).scalar_one_or_none()
     if last is None:
         raise MessageNotFound(message_id)
@@ -219,6 +221,7 @@ def fork(tx: Transaction, conversation_id: int, message_id: int) -> StoredRow:
             ["conversation_id", *[column.name for column in copied]],
             select(literal(fork_id), *copied)
             .where(_m.conversation_id == conversation_id, _m.seq <= last, _m.recalled_at.is_(None))
+            .where(_m.seq > (parent["cleared_seq"] or 0))
             .order_by(_m.seq),
         )
     )
@@ -248,10 +251,11 @@ def _find_message(tx: Transaction, message_id: int) -> StoredRow:
     if home is None:
         raise MessageNotFound(message_id)
     try:
-        lock(tx, home)
+        cleared = lock(tx, home)["cleared_seq"] or 0
     except ConversationNotFound:
         raise MessageNotFound(message_id) from None
-    row = tx.connection.execute(select(*MESSAGE_COLUMNS).where(_m.id == message_id)).mappings().one_or_none()
+    found = select(*MESSAGE_COLUMNS).where(_m.id == message_id, _m.seq > cleared)
+    row = tx.connection.execute(found).mappings().one_or_none()
     if row is None:
         raise MessageNotFound(message_id)
     return row

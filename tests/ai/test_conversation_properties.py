@@ -12,9 +12,12 @@ from sqlalchemy import text
 
 from feishu_bot.ai.conversation_store import (
     ConversationNotFound,
+    ConversationRecord,
     MessageNotFound,
+    MessageRecord,
     PersistentConversationManager,
 )
+from feishu_bot.store import inspection
 
 # Whatever can be stored: no NUL and no lone surrogate.
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
@@ -147,6 +150,27 @@ class Operations(RuleBasedStateMachine):
         self.manager.clear_conversation(where)
         self.talks[where] = Talk(self.talks[where].user)
 
+    @rule(where=conversations)
+    def clear_and_die(self, where):
+        """What a long conversation looks like whose clearing was cut off: no row is gone yet."""
+        clear = "total_tokens = 0, message_count = 0, summary = NULL, cleared_seq = last_seq, version = version + 1"
+        with self.manager.engine.begin() as connection:
+            connection.execute(text(f"UPDATE conversations SET {clear} WHERE id = :id"), {"id": where})
+        for said in self.talks[where].said[:1]:
+            with pytest.raises(MessageNotFound):
+                self.manager.edit_message(said.id, "back again")
+            with pytest.raises(MessageNotFound):
+                self.manager.delete_message(said.id)
+            with pytest.raises(MessageNotFound):
+                self.manager.fork_conversation(where, said.id)
+        self.talks[where] = Talk(self.talks[where].user)
+
+    @rule()
+    def cleanup(self):
+        assert self.manager.cleanup_old_conversations(days=1) == 0
+        with self.manager.get_session() as session:
+            assert session.query(MessageRecord).count() == sum(len(t.said) for t in self.talks.values())
+
     @rule(where=consumes(conversations))
     def delete(self, where):
         self.manager.delete_conversation(where)
@@ -177,6 +201,12 @@ class Operations(RuleBasedStateMachine):
             assert record.message_count == len(stored)
             assert record.total_tokens == sum(m.tokens for m in stored) + talk.extra
             assert record.is_current == (self.current.get(talk.user) == where)
+            exported = self.manager.export_conversation(where)
+            assert [m["id"] for m in exported["messages"]] == [s.id for s in talk.said]
+            assert exported["conversation"]["message_count"] == len(talk.said)
+        with self.manager.get_session() as session:
+            for record in session.query(ConversationRecord).limit(2):
+                assert [m.id for m in record.messages] == [s.id for s in self.talks[record.id].said]
         stats = self.manager.get_stats()
         assert stats["total_conversations"] == len(self.talks)
         assert stats["total_messages"] == sum(len(talk.said) for talk in self.talks.values())
@@ -185,8 +215,13 @@ class Operations(RuleBasedStateMachine):
     def what_was_said_is_found(self):
         words = [s.content for talk in self.talks.values() for s in talk.said if s.content.isalnum()]
         for word in words[:2]:
-            hits = self.manager.search_messages(word, limit=1000)
-            assert sum(word in s.content for t in self.talks.values() for s in t.said) <= len(hits)
+            hits = {hit["message_id"] for hit in self.manager.search_messages(word, limit=1000)}
+            said = [s for talk in self.talks.values() for s in talk.said]
+            assert {s.id for s in said if word in s.content} <= hits <= {s.id for s in said}
+
+    def teardown(self):
+        url = self.manager.engine.url.render_as_string(hide_password=False)
+        assert [finding for finding in inspection.check(url) if finding.wrong] == []
 
 
 def test_any_sequence_of_operations_leaves_everything_consistent(db_url):

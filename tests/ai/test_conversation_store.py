@@ -19,6 +19,7 @@ from feishu_bot.ai.conversation_store import (
     PersistentConversationManager,
     StoreUnavailable,
 )
+from feishu_bot.store import conversations
 
 USER = "feishu:group:user123"
 
@@ -340,6 +341,39 @@ def test_clear_keeps_the_record_and_numbers_go_on(manager):
     assert manager.load_history(conversation.id) == []
     assert manager.search_messages("one") == []
     assert manager.save_message(conversation.id, "user", "three").seq > before[-1].seq
+
+
+def test_a_long_conversation_that_is_cleared_is_out_of_sight_at_once_and_its_rows_go_in_pieces(manager):
+    long, other = manager.get_or_create(USER, "feishu"), manager.get_or_create("other", "feishu")
+    say(manager, long, *[("user", f"word{n}") for n in range(1203)])
+    say(manager, other, ("user", "word0"))
+    manager.save_message(long.id, "user", "once", key="k")
+    manager._database.write(lambda tx: conversations.clear(tx, long.id))  # and here its process dies
+    with manager.get_session() as session:
+        assert session.query(MessageRecord).count() == 1204 - conversations.PIECE + 1
+    assert check_counters(manager, long.id).message_count == 0
+    assert [hit["conversation_id"] for hit in manager.search_messages("word")] == [other.id]
+    assert manager.export_conversation(long.id)["messages"] == []
+    assert manager.get_stats()["longest_conversation_messages"] == 1
+    again = manager.save_message(long.id, "user", "again", key="k")  # the key of a message that was cleared
+    assert manager.save_message(long.id, "user", "again", key="k").id == again.id
+    assert [m["content"] for m in manager.load_history(long.id)] == ["again"]
+    assert manager.cleanup_old_conversations() == 0  # what the next start does as well
+    with manager.get_session() as session:
+        assert session.query(MessageRecord).count() == 2
+    assert contents(manager, long.id) == ["again"]
+
+
+def test_a_conversation_that_is_cleared_twice_while_its_rows_go_keeps_what_was_said_last(manager):
+    long = manager.get_or_create(USER, "feishu")
+    for last in ("before", "after"):
+        say(manager, long, *[("user", f"word{n}") for n in range(700)])
+        manager._database.write(lambda tx: conversations.clear(tx, long.id))
+        manager.save_message(long.id, "user", last)
+    manager.cleanup_old_conversations()
+    assert contents(manager, long.id) == ["after"]
+    with manager.get_session() as session:
+        assert session.query(MessageRecord).count() == 1
 
 
 def test_delete_takes_the_conversation_and_all_its_messages(manager):

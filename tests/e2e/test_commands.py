@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from feishu_bot.ai.conversation_store import PersistentConversationManager
 from feishu_bot.store import schema
-from tests.e2e.bots import configuration
+from feishu_bot.store.conversations import PIECE
+from tests.e2e.bots import configuration, until
 
 
 @pytest.fixture
@@ -71,6 +73,26 @@ async def test_new_archives_the_conversation_and_clear_empties_it(
     prompts = [[m["content"] for m in r.body["messages"]][1:] for r in model.requests]
     assert prompts == [["one"], ["two"], ["two", "echo: two", "three"], ["four"]]
     assert [m.content for m in sqlite_record.messages(conversation_id=old.id)] == ["one", "echo: one"]
+
+
+async def test_a_long_conversation_is_cleared_at_once_and_its_rows_are_removed_while_others_talk(
+    bot, people, sqlite_url, sqlite_record
+):
+    await people.say(bot, "one", user="ann")
+    await people.replies(1)
+    await sqlite_record.settled()
+    (conversation,) = sqlite_record.rows(schema.conversations)
+    with PersistentConversationManager(sqlite_url) as manager:
+        said = [{"role": "user", "content": f"word{n}"} for n in range(3 * PIECE)]
+        manager.save_messages(conversation.id, said)
+        await people.say(bot, "/clear", user="ann")
+        await people.replies(2)
+        assert manager.load_history(conversation.id) == []
+        await people.say(bot, "two", user="bob")
+        await people.replies(3)
+        await until(lambda: len(sqlite_record.messages()) == 2, "the cleared rows to be removed")
+        assert manager.get_conversation(conversation.id).message_count == 0
+        assert sqlite_record.rows(schema.conversations)[0].cleared_seq is None
 
 
 async def test_clear_and_new_change_nothing_of_what_a_budget_has_counted(

@@ -82,6 +82,23 @@ async def test_messages_recorded_before_a_start_are_answered_by_it(bots, people,
     assert sorted(await people.replies(3)) == ["0", "1", "2"]
 
 
+async def test_a_start_tells_what_the_database_holds_and_reads_ahead_what_was_said_last(
+    bots, people, feishu, db_url, record
+):
+    config = configuration(db_url, feishu=feishu)
+    bot = await bots.start(config)
+    for n in range(3):
+        await people.say(bot, f"{n}", user=f"u{n}")
+    await people.replies(3)
+    await bot.stop()
+    persistence = {"conversation_persistence": {"warm_sessions": 2, "db_url": db_url}}
+    bot = await bots.start({**config, "ai": {**config["ai"], **persistence}})
+    await until(lambda: bot.lines("sessions warmed"), "histories to be read")
+    (ready,), (warmed,) = bot.lines("database ready"), bot.lines("sessions warmed")
+    assert (ready["conversations"], warmed["sessions"]) == (3, 2)
+    assert ready["kind"] in ready["where"].replace("mysql", "mariadb")
+
+
 @on_servers
 async def test_a_database_that_is_away_is_waited_for(bots, people, feishu, server_url):  # noqa: F811 - the fixture
     port = free_port()

@@ -4,9 +4,12 @@ import json
 from functools import partial
 
 import pytest
+from sqlalchemy import update
 
+from feishu_bot.config import ChatMatchSettings
 from feishu_bot.errors import LeaseLost
 from feishu_bot.model import End, InboundMessage
+from feishu_bot.retention import Retention, Rule
 from feishu_bot.schedule import CleanupResult, cleanup, remove_hidden
 from feishu_bot.store import cleanup as removing
 from feishu_bot.store import jobs
@@ -77,8 +80,9 @@ async def ids(store, table):
 
 
 async def hide(store, days=30):
-    found = await store.read(partial(removing.find_idle, days=days))
-    return await store.run(partial(removing.hide, ids=[idle.id for idle in found], days=days))
+    kept = Retention(days)
+    found = await store.read(partial(removing.find_idle, retention=kept))
+    return await store.run(partial(removing.hide, ids=found.ids, retention=kept))
 
 
 async def ends(store):
@@ -94,7 +98,7 @@ async def ends(store):
 
 async def test_idle_conversations_are_counted(store):
     await put_conversations(store, [31, 30.01, 29.99, 0])
-    assert await store.read(partial(removing.idle_conversations, days=30)) == 2
+    assert await store.read(partial(removing.count_idle, retention=Retention(30))) == 2
 
 
 async def test_what_is_hidden_is_out_of_sight_at_once_and_its_rows_go_later(store):
@@ -106,24 +110,48 @@ async def test_what_is_hidden_is_out_of_sight_at_once_and_its_rows_go_later(stor
     assert first["version"] == second["version"] + 1
     assert second["hidden_at"] is None
     assert await count(store, messages) == 4
-    assert await store.read(partial(removing.idle_conversations, days=30)) == 0
+    assert await store.read(partial(removing.count_idle, retention=Retention(30))) == 0
+
+
+async def test_some_chats_are_kept_for_longer_shorter_or_for_ever(store):
+    await put_conversations(store, [40, 40, 40, 8, 8])
+    for n, chat in enumerate(("normal", "vip", "year", "short", "normal"), start=1):
+        which = update(conversations).where(conversations.c.id == n).values(chat_id=chat)
+        await store.run(lambda tx, change=which: tx.connection.execute(change) and None)
+    rules = [
+        (ChatMatchSettings(chat=chat), days) for chat, days in (("v*", None), ("year", 365), ("short", 7))
+    ]
+    kept = Retention(30, tuple(Rule(*rule) for rule in rules))
+    assert (await cleanup(store, kept, dry_run=True)).conversations == 2
+    assert (await cleanup(store, kept)).conversations == 2
+    assert await ids(store, conversations) == [2, 3, 5]
+
+
+async def test_with_rules_too_every_piece_is_looked_at(store):
+    await put_conversations(store, [40 - n % 3 for n in range(removing.PIECE + 20)], said=0)
+    last = update(conversations).where(conversations.c.id > removing.PIECE).values(platform="qq")
+    await store.run(lambda tx: tx.connection.execute(last) and None)
+    kept = Retention(None, (Rule(ChatMatchSettings(platform="qq"), 7),))
+    assert (await cleanup(store, kept, dry_run=True)).conversations == 20
+    assert (await cleanup(store, kept)).conversations == 20
+    assert await count(store, conversations) == removing.PIECE
 
 
 async def test_idle_conversations_are_found_in_pieces_each_once(store):
     await put_conversations(store, [40 - n % 3 for n in range(removing.PIECE + 20)], said=0)
-    first = await store.read(partial(removing.find_idle, days=30))
-    second = await store.read(partial(removing.find_idle, days=30, after=first[-1]))
-    assert len(first) == removing.PIECE
-    assert len({idle.id for idle in first + second}) == removing.PIECE + 20
-    assert await store.read(partial(removing.find_idle, days=30, after=second[-1])) == []
+    first = await store.read(partial(removing.find_idle, retention=Retention(30)))
+    second = await store.read(partial(removing.find_idle, retention=Retention(30), after=first.after))
+    assert len(first.ids) == removing.PIECE
+    assert len({*first.ids, *second.ids}) == removing.PIECE + 20
+    assert second.after is None
 
 
 async def test_a_conversation_used_since_it_was_found_is_not_hidden(store, clock):
     await put_conversations(store, [31])
-    found = await store.read(partial(removing.find_idle, days=30))
+    found = await store.read(partial(removing.find_idle, retention=Retention(30)))
     await receive(store, "m1")
     await end(store, await begin(store), messages=(NewMessage("user", "again", 1),))
-    assert await store.run(partial(removing.hide, ids=[i.id for i in found], days=30)) == 0
+    assert await store.run(partial(removing.hide, ids=found.ids, retention=Retention(30))) == 0
 
 
 @pytest.mark.parametrize("lane", [LANE, "conv:public-1"], ids=["by scope", "by id"])
@@ -373,7 +401,7 @@ async def test_a_cleanup_removes_what_is_idle_and_what_has_ended(store, clock):
         await store.run(lambda tx, f=fire_time: jobs.claim(tx, "backup", f, "h|1|1#t", host="h"))
     clock.now_ms += 3 * DAY
     told = []
-    result = await cleanup(store, days=33, progress=lambda what, done: told.append((what, done)))
+    result = await cleanup(store, Retention(33), progress=lambda what, done: told.append((what, done)))
     assert result == CleanupResult(conversations=2, rows=6, ended=2, lanes=result.lanes)
     assert told[0] == ("conversations", 2)
     assert ("rows", 6) in told
@@ -381,28 +409,28 @@ async def test_a_cleanup_removes_what_is_idle_and_what_has_ended(store, clock):
     assert await ids(store, conversations) == [3]
     assert await count(store, lanes) == 0
     clock.now_ms += 100 * DAY
-    again = await cleanup(store, days=0)
+    again = await cleanup(store, Retention(None))
     assert again == CleanupResult(conversations=0, job_runs=1)
     assert await count(store, job_runs) == 1
 
 
 async def test_a_cleanup_of_zero_days_keeps_conversations_for_ever(store):
     await put_conversations(store, [10_000])
-    assert (await cleanup(store, days=0)).conversations == 0
+    assert (await cleanup(store, Retention(None))).conversations == 0
     assert await ids(store, conversations) == [1]
-    assert await cleanup(store, days=0, dry_run=True) == CleanupResult(0)
+    assert await cleanup(store, Retention(None), dry_run=True) == CleanupResult(0)
 
 
 async def test_a_dry_run_counts_and_changes_nothing(store):
     await put_conversations(store, [31, 29])
-    assert await cleanup(store, days=30, dry_run=True) == CleanupResult(conversations=1)
+    assert await cleanup(store, Retention(30), dry_run=True) == CleanupResult(conversations=1)
     assert (await rows(store, conversations))[0]["hidden_at"] is None
 
 
 async def test_a_cleanup_of_more_than_a_piece_removes_everything(sqlite_url):
     async with opened(sqlite_url) as store:
         await put_conversations(store, [31] * (2 * removing.PIECE + 1), said=1)
-        result = await cleanup(store, days=30)
+        result = await cleanup(store, Retention(30))
         assert (result.conversations, result.rows) == (2 * removing.PIECE + 1, 2 * (2 * removing.PIECE + 1))
         assert await count(store, messages) == 0
 

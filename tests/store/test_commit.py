@@ -203,6 +203,17 @@ def test_clearing_keeps_the_conversation_and_nothing_in_it(db):
     assert db.begin_one(token="t3").history == ()
 
 
+def test_a_message_answered_anew_is_stored_though_its_first_words_were_cleared_and_not_removed_yet(db):
+    db.answer("a")
+    with db.transaction() as tx:
+        tx.connection.execute(update(conversations).values(cleared_seq=2, message_count=0, total_tokens=0))
+        tx.connection.execute(update(inbox).values(state="dead"))
+    assert db.run(cleanup.retry_dead, ["in-1"]) == ["in-1"]
+    db.commit_one(answered(db.begin_one(token="t2")))
+    assert [m.seq for m in db.rows(messages)] == [3, 4]
+    assert db.row(conversations).message_count == 2
+
+
 # ---------------------------------------------------------------------------------------------------- fence
 
 

@@ -6,11 +6,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import delete, event, func, insert, select, text, update
+from sqlalchemy import event, func, insert, select, text, update
 
 from feishu_bot.model import End, InboundMessage, person_key, user_key
 from feishu_bot.store import search
 from feishu_bot.store.cleanup import remove_hidden
+from feishu_bot.store.conversations import clear
 from feishu_bot.store.engine import capabilities, open_engine
 from feishu_bot.store.people import Person
 from feishu_bot.store.schema import SEARCH_TABLE, conversations, messages
@@ -449,24 +450,11 @@ def test_what_is_not_in_the_index_yet_can_be_indexed_in_pieces(book):
     assert (len(book.find("天气", limit=50)), pieces) == (25, 3)
 
 
-def test_a_conversation_is_taken_out_of_the_index_before_it_is_emptied(book):
-    book.conversation(2)
-    book.write(*[f"天气 {n}" for n in range(25)])
-    book.write("天气 other", conversation=2)
+def test_a_conversation_that_is_cleared_is_taken_out_of_the_index(book):
+    book.write(*[f"天气 {n}" for n in range(30)])
     with book.engine.begin() as connection:
-        search.remove_conversation(connection, book.kind, 1, piece=10)
-        connection.execute(delete(messages).where(messages.c.conversation_id == 1))
-    assert book.indexed("天气") == 1
-    assert book.texts("天气") == ["天气 other"]
-
-
-def test_a_message_that_is_not_committed_is_not_found(book):
-    with book.engine.connect() as connection:
-        row = {"conversation_id": 1, "seq": 1, "role": "user", "content": "天气", "timestamp": NOON}
-        row["search_terms"] = search.column_value(book.kind, "天气")
-        connection.execute(insert(messages), [row])
-        search.index_inserted(connection, book.kind, ["天气"])
-        connection.rollback()
+        connection.execute(update(conversations).values(last_seq=40))
+        clear(Transaction(connection, book.kind, int(NOON.timestamp() * 1000)), 1)
     assert book.find("天气") == []
     assert book.indexed("天气") == 0
 
@@ -487,8 +475,8 @@ def test_removed_words_leave_the_file(sqlite_url):
     for n in range(40):
         book.write(f"secretword{n} 天气")
     with book.engine.begin() as connection:
-        search.remove_conversation(connection, "sqlite", 1)
-        connection.execute(delete(messages))
+        connection.execute(update(conversations).values(last_seq=40))
+        clear(Transaction(connection, "sqlite", int(NOON.timestamp() * 1000)), 1)
     more = first = True
     while more:
         with book.engine.begin() as connection:

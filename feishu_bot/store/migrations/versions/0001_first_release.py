@@ -128,6 +128,7 @@ def upgrade() -> None:
         sa.Column("total_tokens", sa.BigInteger(), nullable=False, server_default="0"),
         sa.Column("message_count", sa.BigInteger(), nullable=False, server_default="0"),
         sa.Column("last_seq", sa.BigInteger(), nullable=False, server_default="0"),
+        sa.Column("cleared_seq", sa.BigInteger()),
         sa.Column("version", sa.BigInteger(), nullable=False, server_default="0"),
         sa.Column("hidden_at", INSTANT),
         sa.Column("created_at", INSTANT, nullable=False),
@@ -140,6 +141,15 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index(op.f("ix_conversations_chat_id"), "conversations", ["chat_id"])
+    op.create_index(
+        op.f("ix_conversations_cleared_seq"),
+        "conversations",
+        ["cleared_seq"],
+        **only("cleared_seq IS NOT NULL"),
+    )
+    op.create_index(
+        op.f("ix_conversations_hidden_at"), "conversations", ["hidden_at"], **only("hidden_at IS NOT NULL")
+    )
     op.create_index(op.f("ix_conversations_last_activity"), "conversations", ["last_activity"])
     op.create_index(op.f("ix_conversations_user_id"), "conversations", ["user_id"])
     op.create_index(
