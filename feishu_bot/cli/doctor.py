@@ -24,17 +24,14 @@ if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
 
     from feishu_bot.cli.shared import Act
-    from feishu_bot.config import BotSettings
-    from feishu_bot.platforms.feishu import FeishuSettings
+    from feishu_bot.config import BotSettings, PlatformSettings
     from feishu_bot.store.work import Transaction
 
 _CLOCKS_S: Final = 2.0  # what clocks may differ by without a word
 _OLD_BACKUP_S: Final = 3 * 86400
 _TIMEOUT_S: Final = 10.0
-_STALE_S: Final = 7 * 86400
 _MIB: Final = 1024 * 1024
 _GOOD, _WARN, _BAD = "ok", "warning", "bad"
-_CHALLENGE: Final = "doctor-challenge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +52,8 @@ class Check:
 def doctor(config_file: str | None, url: str | None, *, as_json: bool) -> None:
     """Look at database, schema, disk, clocks, credentials and backups, and at a running server's answers.
 
-    The server is sent signed, unsigned, tampered, repeated, encrypted and stale Feishu events of a kind that
-    nobody answers, and has to take or refuse each. Exit 1 when anything is bad.
+    The server is sent what each enabled platform sends: signed, unsigned, tampered, repeated, encrypted and stale
+    events of a kind that nobody answers. It has to take or refuse each. Exit 1 when anything is bad.
     """
     with open_settings(config_file) as settings:
         checks = list(_local(settings))
@@ -163,8 +160,8 @@ async def _remote(settings: BotSettings, url: str | None) -> list[Check]:
         try:
             checks += [check async for check in _server(http, at)]
             for account, own in settings.platforms.items():
-                if own.enabled and own.type == "feishu":
-                    checks += await Events(http, at, account, own).post_all(settings)  # type: ignore[arg-type]  # of this type
+                if own.enabled:
+                    checks += [check async for check in _doors(http, at, account, own, settings)]
         except (aiohttp.ClientError, TimeoutError) as error:
             words = f"{at} does not answer: {type(error).__name__}"
             checks.append(Check("server", _BAD if url else _WARN, words))
@@ -225,70 +222,37 @@ def _date(response: ClientResponse) -> float | None:
 # ---------------------------------------------------------------------------------------------------- events
 
 
-class Events:
-    """Events as one Feishu account gets them, signed with its own secrets, of a kind that nobody answers."""
+async def _doors(
+    http: ClientSession, at: str, account: str, own: PlatformSettings, settings: BotSettings
+) -> AsyncIterator[Check]:
+    """Knock at an account's doors as its platform does, and as somebody else would."""
+    from feishu_bot.testing.trials import trials_of  # noqa: PLC0415  # takes longer than --help
 
-    def __init__(self, http: ClientSession, at: str, account: str, own: FeishuSettings) -> None:
-        self._http = http
-        self._url = f"{at}/webhook/{account}"
-        self._account = account
-        self._own = own
-        self._token = own.verification_token.current
-        self._key = own.encrypt_key.current
-
-    async def post_all(self, settings: BotSettings) -> list[Check]:
-        """Post each sort of event and judge what the server did with it."""
-        from feishu_bot.testing import feishu  # noqa: PLC0415  # takes longer than --help
-
-        key = f"doctor_{uuid4().hex}"
-        event = feishu.make_event(
-            {"note": "doctor"}, event_type="doctor.check", event_id=key, token=self._token
-        )
-        plain = orjson.dumps(event)
-        if not self._key:
-            wrong = orjson.dumps({**event, "header": {**event["header"], "token": "wrong"}})
-            return [
-                await self._post("with the token", plain, {}, 200),
-                await self._post("repeated", plain, {}, 200),
-                await self._post("with a wrong token", wrong, {}, 403 if self._token else 200),
-                self._recorded(settings, key),
-            ]
-        headers, body = feishu.sign_and_encrypt(event, encrypt_key=self._key)
-        unsigned = {name: value for name, value in headers.items() if not name.startswith("X-Lark")}
-        challenge = feishu.challenge_event(token=self._token, challenge=_CHALLENGE)
-        asked, sealed = feishu.sign_and_encrypt(challenge, encrypt_key=self._key)
-        old = {**event, "header": {**event["header"], "event_id": key + "_stale"}}
-        long_ago = int(time.time()) - _STALE_S
-        stale_headers, stale = feishu.sign_and_encrypt(old, encrypt_key=self._key, timestamp=long_ago)
-        limit = self._own.max_event_age_s
-        return [
-            await self._post("signed and encrypted", body, headers, 200),
-            await self._post("repeated", body, headers, 200),
-            await self._post("unsigned", body, unsigned, 401),
-            await self._post("tampered", body[:-10] + b"AAAAAAAA" + body[-2:], headers, 401),
-            await self._post("not encrypted", plain, feishu.sign(plain, encrypt_key=self._key), 400),
-            await self._post("challenge", sealed, asked, 200, _CHALLENGE),
-            await self._post("stale by a week", stale, stale_headers, 200 if limit is None else 401),
-            self._recorded(settings, key),
-        ]
-
-    async def _post(
-        self, what: str, body: bytes, headers: dict[str, str], expected: int, echo: str = ""
-    ) -> Check:
-        async with self._http.post(self._url, data=body, headers=headers) as response:
+    found = trials_of(own, account, now=time.time(), key=uuid4().hex)
+    for trial in found.trials:
+        async with http.request(
+            trial.method, f"{at}{trial.path}", data=trial.body, headers=trial.headers
+        ) as response:
             answer = (await response.read()).decode(errors="replace")
-            right = response.status == expected and echo in answer
-        words = f"HTTP {response.status}" + ("" if right else f", expected {expected} {echo}".rstrip())
-        return Check(f"{self._account}: {what}", _GOOD if right else _BAD, words)
+        right = response.status == trial.expect and trial.echo in answer
+        words = f"HTTP {response.status}" + (
+            "" if right else f", expected {trial.expect} {trial.echo}".rstrip()
+        )
+        yield Check(f"{account}: {trial.what}", _GOOD if right else _BAD, words)
+    if found.event_key is not None:
+        yield _recorded(settings, account, found.event_key)
+    for what, reason in found.left_out:
+        yield Check(f"{account}: {what}", _WARN, f"not tried: {reason}")
 
-    def _recorded(self, settings: BotSettings, key: str) -> Check:
-        """See in the database that the event that came twice was recorded once."""
-        from feishu_bot.store.trouble import count_events  # noqa: PLC0415  # SQLAlchemy takes longer than --help
 
-        try:
-            with open_database(settings) as act:
-                count = act(lambda tx: count_events(tx, self._account, f"ev:{key}"))
-        except BotError as error:
-            return Check(f"{self._account}: recorded", _WARN, f"not known: {error}")
-        words = f"{count} time(s)" + ("" if count == 1 else ", expected once: is this the server's database?")
-        return Check(f"{self._account}: recorded", _GOOD if count == 1 else _BAD, words)
+def _recorded(settings: BotSettings, account: str, key: str) -> Check:
+    """See in the database that the event that came twice was recorded once."""
+    from feishu_bot.store.trouble import count_events  # noqa: PLC0415  # SQLAlchemy takes longer than --help
+
+    try:
+        with open_database(settings) as act:
+            count = act(lambda tx: count_events(tx, account, key))
+    except BotError as error:
+        return Check(f"{account}: recorded", _WARN, f"not known: {error}")
+    words = f"{count} time(s)" + ("" if count == 1 else ", expected once: is this the server's database?")
+    return Check(f"{account}: recorded", _GOOD if count == 1 else _BAD, words)

@@ -6,9 +6,12 @@ import json
 
 import pytest
 
+from feishu_bot.config import PlatformSettings
 from feishu_bot.store import schema
+from feishu_bot.testing.chats import Chats
 from feishu_bot.testing.feishu import FakeFeishu
-from tests.e2e.bots import SECRET, configuration, merged
+from feishu_bot.testing.trials import trials_of
+from tests.e2e.bots import SECRET, configuration, merged, until
 
 AGED = {"platforms": {"feishu": {"max_event_age_s": 300}}}
 
@@ -89,3 +92,67 @@ async def test_a_database_that_is_not_there_is_bad_and_is_not_made(operator, bot
     assert "bad      database" in text
     assert "no server has run" in text
     assert not (tmp_path / "none" / "bot.db").exists()
+
+
+QQ = {
+    "signed": "HTTP 200",
+    "repeated": "HTTP 200",
+    "unsigned": "HTTP 401",
+    "unsigned check of the address": "HTTP 403",
+    "tampered": "HTTP 401",
+    "check of the address": "HTTP 200",
+    "recorded": "1 time(s)",
+}
+DOORS = {
+    "unsigned": "HTTP 401",
+    "tampered": "HTTP 403",
+    "WebSocket without a token": "HTTP 401",
+    "WebSocket with a wrong token": "HTTP 403",
+}
+OWN_BOT = {
+    "signed": "HTTP 204",
+    "repeated": "HTTP 204",
+    "of another bot than it says": "HTTP 400",
+    "stale by a week": "HTTP 204",
+    "WebSocket of a strange bot": "HTTP 403",
+    "WebSocket with the token, no upgrade": "HTTP 400",
+    "recorded": "1 time(s)",
+}
+
+
+@pytest.mark.parametrize("self_ids", [["10001"], []], ids=["bots named", "no bot named"])
+async def test_every_platforms_doors_are_tried_and_nobody_is_disturbed(
+    self_ids, operator, bots, db_url, record
+):
+    async with Chats() as chats:
+        accounts = merged(chats.accounts, {"onebot": {"self_ids": self_ids}})
+        bot = await bots.start(configuration(db_url, platforms=accounts))
+        await chats.connect(bot.url)
+        (link,) = chats.onebot.links
+        code, found = await examined(operator, bot.url)
+        assert code == 0, found
+        tried = {what: words for what, (_, words) in found.items()}
+        expected = {f"qq: {what}": words for what, words in QQ.items()}
+        expected |= {
+            f"onebot: {what}": words for what, words in (DOORS | (OWN_BOT if self_ids else {})).items()
+        }
+        assert {k: v for k, v in tried.items() if k in expected} == expected
+        if not self_ids:
+            assert found["onebot: signed"][0] == "warning"
+            assert "self_ids is empty" in tried["onebot: signed"]
+        assert tried["feishu: recorded"] == "1 time(s)"
+        await record.settled()
+        assert {row.state for row in record.inbox()} == {"ignored"}, "nothing was answered"
+        assert not link.closed.is_set()
+        await chats.all["onebot"].say("still there")
+        await until(lambda: chats.onebot.texts() == ["still there"], "the answer")
+        assert bot.complaints() == []
+
+
+def test_a_platform_without_trials_of_its_own_is_tried_with_an_unsigned_request():
+    class Novel(PlatformSettings):
+        """A platform that has just been written."""
+
+    (trial,) = trials_of(Novel(type="novel"), "new", now=0.0, key="k").trials
+    assert (trial.path, trial.expect, trial.headers.get("X-Signature")) == ("/webhook/new", 401, None)
+    assert trials_of(Novel(type="novel", insecure=True), "new", now=0.0, key="k").trials == ()
