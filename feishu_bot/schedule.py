@@ -18,7 +18,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.combining import OrTrigger
 from apscheduler.triggers.cron import CronTrigger
 
-from feishu_bot.config.settings import check_cron
+from feishu_bot.config.values import check_cron
 from feishu_bot.errors import StoreUnavailable
 from feishu_bot.store import cleanup as removing
 from feishu_bot.store import jobs as runs

@@ -10,8 +10,6 @@ from feishu_bot.config.settings import (
     BudgetSettings,
     ChatMatchSettings,
     ChatSettings,
-    Duration,
-    HttpUrl,
     JobSettings,
     LogSettings,
     MatchSettings,
@@ -19,17 +17,21 @@ from feishu_bot.config.settings import (
     PersistenceSettings,
     PlatformSettings,
     PluginSettings,
-    Rate,
     ScheduleSettings,
+    ServerSettings,
+)
+from feishu_bot.config.text import commented_config, configuration_page
+from feishu_bot.config.values import (
+    Duration,
+    HttpUrl,
+    Rate,
     Secret,
     Secrets,
-    ServerSettings,
     Settings,
     check_cron,
     format_duration,
     parse_duration,
 )
-from feishu_bot.config.text import commented_config, configuration_page
 
 __all__ = [
     "AISettings",

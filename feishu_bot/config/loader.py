@@ -29,7 +29,8 @@ from feishu_bot.config.document import (
 )
 from feishu_bot.config.environment import Environment, apply, interpolate, parse_raw, read_dotenv
 from feishu_bot.config.schema import ANY, Shape, fields_of, hide_passwords, is_secret, passwords_in, shape_of
-from feishu_bot.config.settings import ACCOUNT_NAME, BotSettings, Marker, PlatformSettings, Secrets, Settings
+from feishu_bot.config.settings import BotSettings, PlatformSettings
+from feishu_bot.config.values import ACCOUNT_NAME, Marker, Secrets, Settings
 from feishu_bot.errors import ConfigError
 
 if TYPE_CHECKING:

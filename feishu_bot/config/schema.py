@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 
 from annotated_types import Ge, Gt, Le
 
-from feishu_bot.config.settings import HIDDEN, Expected, Marker, Secret, Secrets, Settings
+from feishu_bot.config.values import HIDDEN, Expected, Marker, Secret, Secrets, Settings
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -13,14 +13,8 @@ import orjson
 from pydantic import SecretStr
 
 from feishu_bot.config.schema import ANY, Shape, fields_of, hide_passwords, is_secret
-from feishu_bot.config.settings import (
-    HIDDEN,
-    BotSettings,
-    PlatformSettings,
-    Secrets,
-    Settings,
-    format_duration,
-)
+from feishu_bot.config.settings import BotSettings, PlatformSettings
+from feishu_bot.config.values import HIDDEN, Secrets, Settings, format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
