@@ -295,6 +295,7 @@ class App:
         )
         await self.plugins.start(self._bot_for)
         self.pipeline.load_commands()
+        self.schedule.add(Job(f"plugin {name}", job.cron, job.run) for name, job in self.plugins.jobs())
         for platform in self.platforms.values():
             await platform.start()
         await self.worker.start()
@@ -315,7 +316,7 @@ class App:
 
     def _bot_for(self, plugin: str) -> ChatBot:
         own = self.settings.plugins.settings.get(plugin, {})
-        return ChatBot(self.pipeline, own, sent=self.delivery.nudge)
+        return ChatBot(self.pipeline, own, name=plugin, sent=self.delivery.nudge)
 
     async def stop(self) -> None:
         """Stop accepting, finish or give back what runs, flush the outbox, close."""

@@ -1,4 +1,4 @@
-"""What plugins can do: seven asynchronous hooks, one per line of ``Plugin``. The built-in commands use the same.
+"""What plugins can do: eight asynchronous hooks, one per line of ``Plugin``. The built-in commands use the same.
 
 A plugin is an object with any of these methods, or a module with functions of these names. A hook that raises or
 takes longer than its time is reported and skipped; it never stops a message.
@@ -10,6 +10,8 @@ import inspect
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from feishu_bot.config.settings import check_cron
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -70,6 +72,23 @@ class Bot(Protocol):
 
     async def budgets(self, message: InboundMessage) -> Sequence[BudgetView]:
         """Return every budget that applies to the speaker of ``message``."""
+
+    async def send(
+        self,
+        platform: str,
+        text: str,
+        *,
+        chat: str | None = None,
+        user: str | None = None,
+        key: str | None = None,
+    ) -> None:
+        """Say something that answers nobody: on disk when this returns, then sent in order, with retries.
+
+        ``platform`` is the account, ``chat`` the platform's id of a group, ``user`` a person, a user key or the
+        platform's id of somebody. With a ``key`` of the plugin's own a second call with the same one sends nothing.
+        Raises ``feishu_bot.errors.Undeliverable`` where nothing can be sent, ValueError for a user of another
+        account, and StoreUnavailable.
+        """
 
     async def call(self, where: InboundMessage | str, action: str, /, **params: Any) -> Any:
         """Make a call of the platform's own API now, and return its data.
@@ -140,6 +159,26 @@ class Command:
         return tuple(dict.fromkeys(name.casefold() for name in (self.name, *self.aliases)))
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a plugin does by the clock, once over all processes: ``cron`` is a line of crontab(5).
+
+    ``run`` takes nothing. If it dies or the server stops, it is begun anew; so what it does must be safe to do twice
+    (``bot.send`` with a ``key`` is). Raises ValueError for a name or a line that is none.
+    """
+
+    name: str
+    cron: str
+    run: Callable[[], Awaitable[None]]
+
+    def __post_init__(self) -> None:
+        if COMMAND_NAME.fullmatch(self.name) is None:
+            raise ValueError(
+                f"{self.name!r} cannot be a job: a letter or digit, then at most 31 more, - and _"
+            )
+        check_cron(self.cron)
+
+
 class ToolError(Exception):
     """Raised by a tool to tell the model, in these words, why it cannot do what was asked."""
 
@@ -174,6 +213,7 @@ class Plugin(Protocol):
     async def startup(self, bot: Bot) -> None: ...
     async def commands(self, bot: Bot) -> Sequence[Command]: ...
     async def tools(self, bot: Bot) -> Sequence[Tool]: ...
+    async def jobs(self, bot: Bot) -> Sequence[Job]: ...
     async def on_message(self, context: Context) -> str | None: ...
     async def on_event(self, context: Context) -> None: ...
     async def on_answer(self, context: Context, answer: str) -> str | None: ...

@@ -24,7 +24,9 @@ from feishu_bot.groups import metadata
 from feishu_bot.hooks import BudgetView, Context, ConversationView, Reply
 from feishu_bot.indicator import Indicator
 from feishu_bot.model import CallUsage, ChatType, End, InboundMessage, Target, make_key
+from feishu_bot.parts import CALL, part_payload
 from feishu_bot.planner import Planner
+from feishu_bot.push import chat_target, person_target, push_rows
 from feishu_bot.split import fit_text
 from feishu_bot.store import budgets as ledger
 from feishu_bot.store import outbox
@@ -59,7 +61,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TITLE_CHARS: Final = 50
-CALL: Final = "call"  # the kind of a part that is a call of the platform's API: its text says which
 
 
 @dataclass(slots=True)
@@ -494,9 +495,21 @@ class Pipeline:
             "reply_before": None,
         }
 
-    async def push(self, row: dict[str, Any]) -> None:
-        """Put a row into the outbox. Raises StoreUnavailable."""
-        await self._store.run(lambda tx: outbox.push(tx, [row]))
+    def push_rows_of(self, account: str, target: Target, text: str, source: str) -> list[dict[str, Any]]:
+        """Return the outbox rows of a message that answers nobody. Raises Undeliverable with the reason."""
+        platform = self._platforms.get(account)
+        if platform is None or platform.pull:
+            raise Undeliverable(f"{account} is no account that is enabled and can send")
+        if not text.strip():
+            raise Undeliverable("the text is empty")
+        most = self._chat.max_message_length
+        return push_rows(
+            account, platform, source=source, target=target, text=_storable(text), max_chars=most
+        )
+
+    async def push(self, *rows: dict[str, Any]) -> None:
+        """Put rows into the outbox. Raises StoreUnavailable."""
+        await self._store.run(lambda tx: outbox.push(tx, rows))
 
     @property
     def language(self) -> str:
@@ -520,9 +533,11 @@ class ChatBot:
         pipeline: Pipeline,
         settings: Mapping[str, Any],
         *,
+        name: str = "builtin",
         sent: Callable[[str], None] = lambda _lane: None,
     ) -> None:
         self._pipeline = pipeline
+        self._name = name
         self._settings = settings
         self._sent = sent
 
@@ -539,6 +554,24 @@ class ChatBot:
 
     async def budgets(self, message: InboundMessage) -> Sequence[BudgetView]:
         return await self._pipeline.budgets_of(message)
+
+    async def send(
+        self,
+        platform: str,
+        text: str,
+        *,
+        chat: str | None = None,
+        user: str | None = None,
+        key: str | None = None,
+    ) -> None:
+        if (chat is None) == (user is None):
+            raise ValueError("send: expected one of chat and user")
+        to = chat_target(chat) if chat is not None else person_target(platform, user or "")
+        rows = self._pipeline.push_rows_of(
+            platform, to, text, make_key("plugin", self._name, key or str(uuid4()))
+        )
+        await self._pipeline.push(*rows)
+        self._sent(rows[0]["lane_key"])
 
     async def call(self, where: InboundMessage | str, action: str, /, **params: Any) -> Any:
         if isinstance(where, str):
@@ -582,21 +615,3 @@ def _storable(text: str) -> str:
     if text.isascii():
         return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
     return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
-
-
-def part_payload(target: Target, text: str) -> str:
-    """Serialise one part of an answer for the outbox; ``read_part`` reads it back."""
-    out: dict[str, Any] = {"chat_type": target.chat_type.value, "text": text}
-    for name in ("chat_id", "sender_id", "reply_to", "thread_id", "extra"):
-        value = getattr(target, name)
-        if value:
-            out[name] = value
-    return orjson.dumps(out).decode()
-
-
-def read_part(payload: str) -> tuple[Target, str]:
-    """Read what ``part_payload`` wrote."""
-    data = orjson.loads(payload)
-    text = data.pop("text", "")
-    data["chat_type"] = ChatType(data.get("chat_type", "private"))
-    return Target(**data), text

@@ -29,7 +29,7 @@ import orjson
 from feishu_bot.ai.chat_model import ToolSpec
 from feishu_bot.arguments import Arguments
 from feishu_bot.errors import BotError
-from feishu_bot.hooks import Command, Reply, Tool, ToolError
+from feishu_bot.hooks import Command, Job, Reply, Tool, ToolError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -50,6 +50,7 @@ _HOOKS: Final[dict[str, tuple[str, ...]]] = {
     "startup": ("bot",),
     "commands": ("bot",),
     "tools": ("bot",),
+    "jobs": ("bot",),
     "on_message": ("context",),
     "on_event": ("context",),
     "on_answer": ("context", "answer"),
@@ -79,6 +80,7 @@ class TimeLimits:
     commands: float = 5.0
     command: float = 20.0
     tools: float = 5.0
+    jobs: float = 5.0
     tool: float = 30.0
     on_message: float = 20.0
     on_answer: float = 20.0
@@ -143,6 +145,7 @@ class Plugins:
         self._owners: dict[str, _Plugin] = {}  # of commands, by name
         self._tools: dict[str, _ToolOf] = {}
         self._specs: tuple[ToolSpec, ...] = ()
+        self._jobs: dict[str, Job] = {}
         self._problems: list[str] = []
         self._overdue: set[asyncio.Task[Any]] = set()  # cancelled, and not ended yet
 
@@ -179,18 +182,18 @@ class Plugins:
         self._plugins.append(plugin)
         for hook in plugin.hooks:
             self._asked[hook].append(plugin)
-        if "commands" in plugin.hooks:
-            found = await self._hook(plugin, "commands", plugin.bot, expected=(list, tuple))
+        for hook, add in (
+            ("commands", self._add_commands),
+            ("tools", self._add_tools),
+            ("jobs", self._add_jobs),
+        ):
+            if hook not in plugin.hooks:
+                continue
+            found = await self._hook(plugin, hook, plugin.bot, expected=(list, tuple))
             if found is _FAILED:
-                self._problems.append(f"{plugin.name}: commands: {plugin.failures['commands'].last}")
+                self._problems.append(f"{plugin.name}: {hook}: {plugin.failures[hook].last}")
             else:
-                self._add_commands(plugin, found)
-        if "tools" in plugin.hooks:
-            found = await self._hook(plugin, "tools", plugin.bot, expected=(list, tuple))
-            if found is _FAILED:
-                self._problems.append(f"{plugin.name}: tools: {plugin.failures['tools'].last}")
-            else:
-                self._add_tools(plugin, found)
+                add(plugin, found)
 
     def _add_commands(self, plugin: _Plugin, found: Sequence[object]) -> None:
         for command in found:
@@ -221,6 +224,15 @@ class Plugins:
         self._specs = tuple(
             ToolSpec(name, own.tool.description, own.arguments.schema) for name, own in self._tools.items()
         )
+
+    def _add_jobs(self, plugin: _Plugin, found: Sequence[object]) -> None:
+        for job in found:
+            if not isinstance(job, Job):
+                self._note(plugin, [f"jobs: {type(job).__name__} instead of a Job"])
+            elif f"{plugin.name}.{job.name}" in self._jobs:
+                self._note(plugin, [f"the job {job.name!r} is left out: there are two of this name"])
+            else:
+                self._jobs[f"{plugin.name}.{job.name}"] = job
 
     def _note(self, plugin: _Plugin, reasons: Sequence[str]) -> None:
         for reason in reasons:
@@ -274,6 +286,10 @@ class Plugins:
         if reply is _FAILED:
             return None
         return Reply(reply) if isinstance(reply, str) else reply
+
+    def jobs(self) -> list[tuple[str, Job]]:
+        """Return what plugins do by the clock, as ``plugin.job``."""
+        return list(self._jobs.items())
 
     def tools(self) -> tuple[ToolSpec, ...]:
         """Return the tools of all plugins, as a model is told of them. No name is there twice."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 from feishu_bot.model import ChatType, Target, make_key
-from feishu_bot.pipeline import part_payload
+from feishu_bot.parts import part_payload
 from feishu_bot.split import fit_text
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from feishu_bot.store import jobs as runs
 from feishu_bot.store.conversations import remove_cleared
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterator, Sequence
+    from collections.abc import Awaitable, Iterable, Iterator, Sequence
     from zoneinfo import ZoneInfo
 
     from feishu_bot.retention import Retention
@@ -145,15 +145,21 @@ class Schedule:
         self._zone = timezone
         self._jobs = {job.name: job for job in jobs}
         self._now = now
-        self._triggers = dict(self._find_triggers())
+        self._triggers = dict(self._find_triggers(jobs))
         self._stop_timeout_s = stop_timeout_s
         self._timer: Any = None
         self._first: dict[str, int] = {}  # fire times before this schedule began
         self._running: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def _find_triggers(self) -> Iterator[tuple[str, Any]]:
-        for job in self._jobs.values():
+    def add(self, jobs: Iterable[Job]) -> None:
+        """Take more jobs, before the start."""
+        more = {job.name: job for job in jobs}
+        self._jobs |= more
+        self._triggers |= dict(self._find_triggers(more.values()))
+
+    def _find_triggers(self, jobs: Iterable[Job]) -> Iterator[tuple[str, Any]]:
+        for job in jobs:
             if job.cron is None:
                 continue
             trigger = cron_trigger(job.cron, self._zone)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from feishu_bot.errors import StoreUnavailable
 from feishu_bot.model import End
-from feishu_bot.pipeline import read_part
+from feishu_bot.parts import read_part
 from feishu_bot.store.answers import Answer, count_calls, find_answer
 from feishu_bot.store.work import Change
 

@@ -33,12 +33,12 @@ LAYERS: list[tuple[frozenset[str], bool]] = [
     (frozenset({"state", "commands", "orders", "plugins"}), APART),
     (
         frozenset({"attachments", "conversation_commands", "groups", "indicator", "intake", "pipeline"})
-        | {"planner", "toolbox"},
+        | {"parts", "planner", "push", "toolbox"},
         TOGETHER,
     ),
     (
         frozenset({"worker", "delivery", "closing", "schedule", "backups", "waiters", "gate", "metrics"})
-        | {"alerts", "controls", "peers", "push"},
+        | {"alerts", "controls", "peers"},
         TOGETHER,
     ),
     (frozenset({"web"}), TOGETHER),

@@ -9,7 +9,7 @@ from feishu_bot.config import PlatformSettings
 from feishu_bot.delivery import Delivery
 from feishu_bot.errors import NotConnected
 from feishu_bot.model import ChatType, Target
-from feishu_bot.pipeline import part_payload
+from feishu_bot.parts import part_payload
 from feishu_bot.push import push_rows
 from feishu_bot.store import outbox, schema
 from feishu_bot.store.work import Lease, NoWork, PartToSend, SendStep

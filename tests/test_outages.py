@@ -9,7 +9,7 @@ import pytest
 
 from feishu_bot.delivery import ASIDE_AFTER, GIVE_UP_MS, HELD_MS, Delivery
 from feishu_bot.model import ChatType, Target
-from feishu_bot.pipeline import part_payload
+from feishu_bot.parts import part_payload
 from feishu_bot.platforms.base import PlatformContext
 from feishu_bot.platforms.feishu import Feishu, FeishuSettings
 from feishu_bot.store import outbox, schema

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 from feishu_bot.errors import StoreUnavailable
 from feishu_bot.model import ChatType, End, InboundMessage, Target
-from feishu_bot.pipeline import part_payload
+from feishu_bot.parts import part_payload
 from feishu_bot.store.answers import Answer
 from feishu_bot.store.work import Change, Committed, NewPart
 from feishu_bot.waiters import Waiters

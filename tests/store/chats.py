@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from feishu_bot.model import ChatType, End, InboundMessage, Target
-from feishu_bot.pipeline import part_payload
+from feishu_bot.parts import part_payload
 from feishu_bot.store.inbox import receive
 from feishu_bot.store.work import (
     Arrival,

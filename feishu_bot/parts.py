@@ -1,0 +1,29 @@
+"""What the outbox holds of one part of an answer: where it goes, and its text."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import orjson
+
+from feishu_bot.model import ChatType, Target
+
+CALL: Final = "call"  # the kind of a part that is a call of the platform's API: its text says which
+
+
+def part_payload(target: Target, text: str) -> str:
+    """Serialise one part of an answer for the outbox; ``read_part`` reads it back."""
+    out: dict[str, Any] = {"chat_type": target.chat_type.value, "text": text}
+    for name in ("chat_id", "sender_id", "reply_to", "thread_id", "extra"):
+        value = getattr(target, name)
+        if value:
+            out[name] = value
+    return orjson.dumps(out).decode()
+
+
+def read_part(payload: str) -> tuple[Target, str]:
+    """Read what ``part_payload`` wrote."""
+    data = orjson.loads(payload)
+    text = data.pop("text", "")
+    data["chat_type"] = ChatType(data.get("chat_type", "private"))
+    return Target(**data), text
