@@ -10,7 +10,7 @@ from feishu_bot.model import make_key
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from feishu_bot.config import AccessSettings, MatchSettings
+    from feishu_bot.config import AccessSettings, ChatMatchSettings, MatchSettings
     from feishu_bot.model import InboundMessage
 
 
@@ -62,19 +62,19 @@ class Access:
         return bool(self._admins) and (message.person in self._admins or message.user_key in self._admins)
 
 
-def applies(match: MatchSettings | None, message: InboundMessage, *, tenant: str = "default") -> bool:
+def applies(
+    match: MatchSettings | ChatMatchSettings | None, message: InboundMessage, *, tenant: str = "default"
+) -> bool:
     """Say whether a rule's ``match`` (patterns; what is absent matches all) holds for a message of a tenant."""
     if match is None:
         return True
-    wanted = getattr(match, "tenant", None)
+    wanted, kind, user = (getattr(match, name, None) for name in ("tenant", "type", "user"))
     if wanted is not None and not fnmatchcase(tenant, wanted):
+        return False
+    if kind is not None and kind != message.chat_type:
         return False
     return (
         (match.platform is None or fnmatchcase(message.account, match.platform))
         and (match.chat is None or fnmatchcase(message.chat_id, match.chat))
-        and (
-            match.user is None
-            or fnmatchcase(message.person, match.user)
-            or fnmatchcase(message.user_key, match.user)
-        )
+        and (user is None or fnmatchcase(message.person, user) or fnmatchcase(message.user_key, user))
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from feishu_bot import __version__
 from feishu_bot.access import Access
+from feishu_bot.agent_commands import AgentCommands
 from feishu_bot.backups import Backups
 from feishu_bot.closing import Closing
 from feishu_bot.commands import BuiltinCommands
@@ -152,7 +153,8 @@ class App:
             self.store, lambda account: self.platforms[account].settings.tenant, lambda: self.settings.chat
         )
         orders = OperatorCommands(lambda: self.operation.controls, lambda: self.settings.chat.command_prefix)
-        return [*conversations.commands(), *orders.commands()]
+        agents = AgentCommands(lambda: self.settings.chat.command_prefix)
+        return [*conversations.commands(), *agents.commands(), *orders.commands()]
 
     def _make_platforms(self) -> dict[str, Platform]:
         types, settings = platform_types(), self.settings
@@ -198,6 +200,7 @@ class App:
             waiters=self.waiters,
             gate=self.gate,
             patience_s=_patience_s(self.settings),
+            agents=lambda: ("default", *self.settings.ai.agents),
             pause_of=self.operation.controls.pause_of,
         )
         send = Send(

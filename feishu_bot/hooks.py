@@ -108,6 +108,19 @@ class Bot(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Answering:
+    """Who answers in a conversation now, and what could be chosen instead. ``agents``: name -> description."""
+
+    agent: str = ""
+    model: str = ""
+    persona: str | None = None
+    agents: Mapping[str, str] = field(default_factory=dict)
+    personas: Sequence[str] = ()
+    models: Sequence[str] = ()
+    is_shared: bool = False  # by several people
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """What a hook is told about the message at hand."""
 
@@ -117,6 +130,7 @@ class Context:
     history: Sequence[StoredMessage]  # oldest first, the newest turns
     commands: Sequence[Command] = ()  # all that are known, in the order of ``/help``
     is_admin: bool = False
+    answering: Answering | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +138,14 @@ class Reply:
     """What a command says. ``change``: what the store does to the conversation in the same transaction.
 
     ``detail`` belongs to the change: ``switch`` to the archived conversation with this id, ``rename`` to this title,
-    ``fork`` into a copy that ends at this ``seq``, ``cut`` away what stands behind this ``seq``.
+    ``fork`` into a copy that ends at this ``seq``, ``cut`` away what stands behind this ``seq``; ``agent``,
+    ``persona`` and ``model`` choose the one with this name, None what is configured.
     """
 
     text: str
-    change: Literal["archive", "clear", "switch", "rename", "fork", "cut"] | None = None
+    change: (
+        Literal["archive", "clear", "switch", "rename", "fork", "cut", "agent", "persona", "model"] | None
+    ) = None
     detail: int | str | None = None
 
 

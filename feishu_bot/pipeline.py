@@ -17,11 +17,12 @@ from zoneinfo import ZoneInfo
 
 import orjson
 
+from feishu_bot.ai.profile import DEFAULT
 from feishu_bot.ai.tokens import count_tokens
 from feishu_bot.attachments import Attachments, noted, placeholders
 from feishu_bot.errors import BudgetExceeded, Undeliverable
 from feishu_bot.groups import metadata
-from feishu_bot.hooks import BudgetView, Context, ConversationView, Reply
+from feishu_bot.hooks import Answering, BudgetView, Context, ConversationView, Reply
 from feishu_bot.indicator import Indicator
 from feishu_bot.model import CallUsage, ChatType, End, InboundMessage, Target, make_key
 from feishu_bot.parts import CALL, part_payload
@@ -33,6 +34,7 @@ from feishu_bot.store import outbox
 from feishu_bot.store.amendments import amend
 from feishu_bot.store.quotes import CHAT
 from feishu_bot.store.work import (
+    CHOICES,
     Change,
     NewConversation,
     NewMessage,
@@ -179,11 +181,14 @@ class Pipeline:
             reply = await self._plugins.run_command(command, context, parsed.args)
         if reply is None:
             reply = Reply(self._say("command_failed", command=shown))
+        change = Change(reply.change) if reply.change else None
+        made = self._new_conversation(work, replace(decision.message, text="")) if change in CHOICES else None
         return Outcome(
             work,
             End.ANSWERED,
             f"command {reply.change}" if reply.change else "command",
-            change=Change(reply.change) if reply.change else None,
+            conversation=made,
+            change=change,
             detail=reply.detail,
             parts=self._parts(decision.message, "answer", _storable(reply.text)),
             erase=not self._keeps,
@@ -372,8 +377,7 @@ class Pipeline:
         title = message.text.strip()[:TITLE_CHARS] or None
         if work.conversation is not None and work.conversation.title is not None:
             return None
-        lane = work.lease.lane_key
-        shared = lane.startswith(("chat:", "thread:"))
+        lane, shared = work.lease.lane_key, _is_shared(work)
         return NewConversation(
             public_id=message.conversation or str(uuid4()),
             scope_key=lane,
@@ -424,6 +428,19 @@ class Pipeline:
             history=cast("Sequence[StoredMessage]", work.history),  # rows with the same fields
             commands=self.planner.commands.commands,
             is_admin=self._access.is_admin(message),
+            answering=self._answering(work, message),
+        )
+
+    def _answering(self, work: Work, message: InboundMessage) -> Answering:
+        ai, profile = self._settings.ai, self.planner.profile(message, work.conversation)
+        return Answering(
+            agent=profile.name,
+            model=profile.model,
+            persona=profile.persona,
+            agents={DEFAULT: "", **{name: agent.description or "" for name, agent in ai.agents.items()}},
+            personas=tuple(ai.personas),
+            models=self._agent.models,
+            is_shared=_is_shared(work),
         )
 
     def local_time(self, instant_ms: int) -> str:
@@ -602,6 +619,10 @@ def _steps(work: Work, decision: Decision, said: _Said) -> Iterator[NewMessage]:
             metadata_json=_storable(orjson.dumps(own | note).decode()),
             save_key=f"in:{work.inbox_id}:step:{number}",
         )
+
+
+def _is_shared(work: Work) -> bool:
+    return work.lease.lane_key.startswith(("chat:", "thread:"))
 
 
 def _chat_note(work: Work, message: InboundMessage) -> dict[str, Any]:

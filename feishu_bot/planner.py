@@ -166,11 +166,18 @@ class Planner:
 
     def profile(self, message: InboundMessage, conversation: ConversationState | None) -> Profile:
         """Return how a message is answered: as it asks, as its conversation has chosen, as the rules say."""
-        chosen = message.agent or (conversation.agent if conversation is not None else None)
-        return self._agent.profile(chosen or self.default_agent(message))
+        if message.agent is not None and (conversation is None or conversation.agent != message.agent):
+            return self._agent.profile(message.agent)
+        if conversation is None:
+            return self._agent.profile(self._default_agent(message))
+        agent = conversation.agent or self._default_agent(message)
+        return self._agent.profile(agent, persona=conversation.persona, model=conversation.model)
 
-    def default_agent(self, message: InboundMessage) -> str:
+    def _default_agent(self, message: InboundMessage) -> str:
         """Return who answers here where nobody has chosen."""
+        chat = next((chat for chat in self._settings.chats if applies(chat.match, message)), None)
+        if chat is not None and chat.agent is not None:
+            return chat.agent
         for rule in self._settings.ai.agent_for:
             if applies(rule.match, message, tenant=self.tenant(message.account)):
                 return rule.agent

@@ -30,7 +30,7 @@ LAYERS: list[tuple[frozenset[str], bool]] = [
         TOGETHER,
     ),  # plain rules, no I/O
     (frozenset({"store", "platforms", "ai", "hooks"}), APART),
-    (frozenset({"state", "commands", "orders", "plugins"}), APART),
+    (frozenset({"state", "agent_commands", "commands", "orders", "plugins"}), APART),
     (
         frozenset({"attachments", "conversation_commands", "groups", "indicator", "intake", "pipeline"})
         | {"parts", "planner", "push", "toolbox"},

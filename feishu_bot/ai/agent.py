@@ -102,16 +102,18 @@ class Agent:
         self._model = model
         self._sleep = sleep
         self._jitter = jitter
-        for name in models_of(settings):
-            warm(name)
         self.profiles = make_profiles(settings)
+        self.models = models_of(settings)
+        for name in self.models:
+            warm(name)
         self._prompts = Prompts(budget_margin)
         self._calls: dict[str, asyncio.Semaphore] = {}  # by model; who waits there is not timed yet
 
     def profile(self, agent: str, *, persona: str | None = None, model: str | None = None) -> Profile:
         """Return how an agent answers; what is not configured (any more) is passed over."""
         personas = self._settings.personas
-        return choose_profile(self.profiles, personas, agent=agent, persona=persona, model=model)
+        known = model if model in self.models else None
+        return choose_profile(self.profiles, personas, agent=agent, persona=persona, model=known)
 
     def plan(
         self,

@@ -143,6 +143,11 @@ AgentName = Annotated[
 ]
 
 
+PersonaName = Annotated[
+    str, Field(pattern=r"^\S(.{0,62}\S)?$"), Expected("a name of at most 64 characters in one line")
+]
+
+
 class AgentSettings(Settings):
     """An agent; what is left out is as in ``ai`` itself."""
 
@@ -208,7 +213,7 @@ class AISettings(Settings):
     agent_for: tuple[AgentRuleSettings, ...] = Field(
         (), description="which agent answers where; the first that matches, else default"
     )
-    personas: Mapping[AgentName, str] = Field(
+    personas: Mapping[PersonaName, str] = Field(
         {}, description="name -> a system prompt that people choose by /persona"
     )
     conversation_persistence: PersistenceSettings = Field(
@@ -243,6 +248,7 @@ class ChatRuleSettings(Settings):
     """What holds in some chats instead of everywhere; the first rule that matches wins."""
 
     match: ChatMatchSettings | None = Field(None, description="platform, chat, type; null: all")
+    agent: AgentName | None = Field(None, description="who answers there: a name in ai.agents, or default")
     cleanup_days: int | None = Field(
         None, ge=0, le=36500, description="instead of ai.conversation_persistence.cleanup_days; 0: for ever"
     )
@@ -411,6 +417,13 @@ class BotSettings(Settings):
     alerts: tuple[AlertSettings, ...] = Field((), description="who is told when something is wrong")
     plugins: PluginSettings = Field(PluginSettings(), description="the operator's plugins")
     logging: LogSettings = Field(LogSettings(), description="what is logged, and how")
+
+    @model_validator(mode="after")
+    def _agents_exist(self) -> Self:
+        for number, chat in enumerate(self.chats):
+            if chat.agent is not None and chat.agent not in {"default", *self.ai.agents}:
+                raise ValueError(f"chats.{number} names the agent {chat.agent!r}, which is not in ai.agents")
+        return self
 
     @field_validator("budgets")
     @classmethod

@@ -24,6 +24,10 @@ _ARCHIVE = (
     update(conversations).where(_c.id == bindparam("cid")).values(scope_key=None, version=_c.version + 1)
 )
 _RENAME = update(conversations).where(_c.id == bindparam("cid")).values(title=bindparam("new_title"))
+_CHOSEN = update(conversations).where(_c.id == bindparam("cid"))
+_CHOOSE_AGENT = _CHOSEN.values(agent=bindparam("chosen"), active_persona_id=None, model=None)
+_CHOOSE_PERSONA = _CHOSEN.values(active_persona_id=bindparam("chosen"))
+_CHOOSE_MODEL = _CHOSEN.values(model=bindparam("chosen"))
 _FREE = (
     select(_c.id)
     .where(_c.id == bindparam("cid"), _c.scope_key.is_(None), _c.hidden_at.is_(None))
@@ -70,6 +74,12 @@ def _change(tx: Transaction, item: Item, cid: int) -> None:
             clear_locked(tx, cid)
         case Change.RENAME:
             tx.connection.execute(_RENAME, {"cid": cid, "new_title": str(detail)})
+        case Change.AGENT:  # with all that it is
+            tx.connection.execute(_CHOOSE_AGENT, {"cid": cid, "chosen": detail})
+        case Change.PERSONA:
+            tx.connection.execute(_CHOOSE_PERSONA, {"cid": cid, "chosen": detail})
+        case Change.MODEL:
+            tx.connection.execute(_CHOOSE_MODEL, {"cid": cid, "chosen": detail})
         case Change.CUT:
             _cut(tx, cid, int(detail or 0))
         case Change.FORK:

@@ -445,6 +445,7 @@ _CLEAR = (
         message_count=0,
         summary=None,
         cleared_seq=_c.last_seq,
+        summarized_to=0,
         version=_c.version + 1,
         last_activity=bindparam("now"),
     )

@@ -397,6 +397,7 @@ class _Erase:
                 hidden_at=datetime.fromtimestamp(tx.now_ms / 1000, UTC),
                 scope_key=None,
                 summary=None,
+                summarized_to=0,
                 title=None,
                 traits=None,
                 version=_c.version + 1,
@@ -458,6 +459,7 @@ class _Erase:
                 # Saved before the counters were cleared and removed after it: never below nothing.
                 total_tokens=case((left < 0, 0), else_=left),
                 summary=None,
+                summarized_to=0,
                 title=None if named_after else _c.title,
                 version=_c.version + 1,
             )

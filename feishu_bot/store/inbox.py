@@ -223,6 +223,9 @@ _CONVERSATION = (
     conversations.c.total_tokens,
     conversations.c.last_seq,
     conversations.c.version,
+    conversations.c.active_persona_id,
+    conversations.c.model,
+    conversations.c.summarized_to,
 )
 _BY_SCOPE = select(conversations.c.scope_key, *_CONVERSATION).where(
     conversations.c.scope_key.in_(bindparam("keys", expanding=True)), conversations.c.hidden_at.is_(None)

@@ -13,6 +13,7 @@ from feishu_bot.model import End
 from feishu_bot.store.bulk import execute_many
 from feishu_bot.store.engine import insert_ignore
 from feishu_bot.store.schema import conversations
+from feishu_bot.store.work import CHOICES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,7 +85,9 @@ def find_conversations(tx: Transaction, live: list[Item], seen: Mapping[int, Con
             item.conversation = rows.get(state.id)
             if item.conversation is None:
                 item.end = End.IGNORED  # deleted while the answer was made: store and send nothing
-        elif item.outcome.messages and item.outcome.conversation is not None:
+        elif item.outcome.conversation is not None and (
+            item.outcome.messages or item.outcome.change in CHOICES
+        ):
             to_make.append(item)
     if to_make:
         _make_conversations(tx, to_make)

@@ -128,6 +128,8 @@ conversations = _table(
     Column("traits", LongText()),
     Column("summary", LongText()),
     Column("active_persona_id", String(255)),
+    Column("model", String(255)),  # chosen for this conversation
+    Column("summarized_to", BigInteger, nullable=False, server_default="0"),  # seq; 0: there is no summary
     Column("parent_id", BigId),
     Column("forked_at", BigId),
     Column("total_tokens", BigInteger, nullable=False, server_default="0"),

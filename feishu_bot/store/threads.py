@@ -203,7 +203,7 @@ def fork(tx: Transaction, conversation_id: int, message_id: int) -> StoredRow:
     kept = ("tenant_id", "user_key", "platform", "chat_id", "user_id", "agent", "title", "traits")
     fork_id = _insert(
         tx,
-        {name: parent[name] for name in (*kept, "active_persona_id")}
+        {name: parent[name] for name in (*kept, "active_persona_id", "model")}
         | {
             "public_id": str(uuid.uuid4()),
             "parent_id": conversation_id,

@@ -103,6 +103,9 @@ class ConversationState:
     total_tokens: int
     last_seq: int
     version: int
+    persona: str | None = None
+    model: str | None = None
+    summarized_to: int = 0  # the last message that the summary tells of
 
 
 class HistoryRow(NamedTuple):
@@ -254,6 +257,12 @@ class Change(StrEnum):
     RENAME = "rename"  # to this title
     FORK = "fork"  # goes on in a copy that ends at this seq
     CUT = "cut"  # removes what stands behind this seq
+    AGENT = "agent"  # answers from now on; None: whoever the configuration says
+    PERSONA = "persona"
+    MODEL = "model"
+
+
+CHOICES = frozenset({Change.AGENT, Change.PERSONA, Change.MODEL})
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +273,9 @@ class Outcome:
     end: End
     reason: str | None = None
     messages: tuple[NewMessage, ...] = ()
-    conversation: NewConversation | None = None  # needed with ``messages`` where the work found none
+    conversation: NewConversation | None = (
+        None  # needed with ``messages``, or a choice, where the work found none
+    )
     change: Change | None = None
     detail: int | str | None = None  # of the change
     calls: tuple[CallUsage, ...] = ()

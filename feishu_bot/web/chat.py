@@ -20,7 +20,7 @@ from feishu_bot.web.errors import error_response, json_response, unavailable
 from feishu_bot.web.webhooks import read_body
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from feishu_bot.gate import Gate
     from feishu_bot.intake import Intake
@@ -58,6 +58,7 @@ class Chat:
         waiters: Waiters,
         gate: Gate,
         patience_s: float,
+        agents: Callable[[], Collection[str]],
         pause_of: Callable[[InboundMessage], Pause | None] = lambda _message: None,
     ) -> None:
         self._account = account
@@ -65,6 +66,7 @@ class Chat:
         self._intake = intake
         self._waiters = waiters
         self._gate = gate
+        self._agents = agents
         self._pause_of = pause_of
         self.patience_s = patience_s
 
@@ -105,8 +107,8 @@ class Chat:
         if request_id is not None and not _is_request_id(request_id):
             raise BadPayload(f"request_id: expected a text of 1 to {MAX_REQUEST_ID} printable characters")
         agent = data.get("agent")
-        if agent is not None and agent != "default":
-            raise BadPayload("agent: unknown; this server has only default")
+        if agent is not None and agent not in self._agents():
+            raise BadPayload(f"agent: unknown; this server has {', '.join(self._agents())}")
         conversation_id = data.get("conversation_id")
         if conversation_id is not None and (
             isinstance(conversation_id, bool) or not isinstance(conversation_id, int)

@@ -123,6 +123,8 @@ def upgrade() -> None:
         sa.Column("traits", LONG_TEXT),
         sa.Column("summary", LONG_TEXT),
         sa.Column("active_persona_id", sa.String(255)),
+        sa.Column("model", sa.String(255)),
+        sa.Column("summarized_to", sa.BigInteger(), nullable=False, server_default="0"),
         sa.Column("parent_id", BIG_ID),
         sa.Column("forked_at", BIG_ID),
         sa.Column("total_tokens", sa.BigInteger(), nullable=False, server_default="0"),

@@ -1,0 +1,98 @@
+"""The chat commands that choose who answers in a conversation: ``/agent /persona /model``."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from functools import partial
+from typing import TYPE_CHECKING, Final, Literal
+
+from feishu_bot.hooks import Answering, Command, Reply
+from feishu_bot.texts import TEXTS, say
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from feishu_bot.hooks import Context
+
+Kind = Literal["agent", "persona", "model"]
+
+# What people type for "as configured" and for "which are there", unless something is called so.
+_OFF: Final = frozenset({"off", "reset", "none", "default", "关闭", "重置", "默认"})
+_LIST: Final = frozenset({"", "list", "show", "列表"})
+_SHOWN: Final = 60  # characters of a name that was typed
+
+
+class AgentCommands:
+    """Each shows what there is to choose from and what is chosen, or chooses for this conversation.
+
+    Where several people share a conversation only administrators choose. ``prefix`` returns what commands begin with.
+    """
+
+    def __init__(self, prefix: Callable[[], str]) -> None:
+        self._prefix = prefix
+
+    def commands(self) -> Sequence[Command]:
+        """Return them, in the order of ``/help``."""
+        return (
+            Command("agent", partial(self._run, "agent"), _help("agent"), aliases=("助手",), usage="[NAME]"),
+            Command(
+                "persona",
+                partial(self._run, "persona"),
+                _help("persona"),
+                aliases=("人格",),
+                usage="[NAME|off]",
+            ),
+            Command("model", partial(self._run, "model"), _help("model"), aliases=("模型",), usage="[NAME]"),
+        )
+
+    async def _run(self, kind: Kind, context: Context, args: str) -> Reply:
+        language, now = context.bot.language, context.answering or Answering()
+        known, current = _choices(kind, now)
+        word = args.removeprefix("set ").strip()
+        if word not in known and word.casefold() in _LIST:
+            return Reply(self._listed(kind, context, known, current))
+        if now.is_shared and not context.is_admin:
+            return Reply(say(language, "choice_shared"))
+        if word not in known and word.casefold() in _OFF:
+            return Reply(say(language, f"{kind}_reset"), change=kind)
+        found = _find(word, known)
+        if found is None:
+            near = get_close_matches(word, known, n=1)
+            command = f"{self._prefix()}{kind}"
+            hint = say(language, "nearest", command=f"{command} {near[0]}") if near else ""
+            shown = word if len(word) <= _SHOWN else word[: _SHOWN - 1] + "…"
+            return Reply(say(language, f"{kind}_unknown", name=shown, nearest=hint, command=command))
+        return Reply(say(language, f"{kind}_chosen", name=found), change=kind, detail=found)
+
+    def _listed(self, kind: Kind, context: Context, known: Mapping[str, str], current: str | None) -> str:
+        language = context.bot.language
+        if not known:
+            return say(language, f"{kind}_none")
+        lines = [say(language, f"{kind}_title")]
+        for name, text in known.items():
+            mark = say(language, "choice_current") if name == current else ""
+            lines.append(say(language, "choice_line", name=name, text=f": {text}" if text else "", mark=mark))
+        return "\n".join([*lines, say(language, f"{kind}_usage", command=f"{self._prefix()}{kind}")])
+
+
+def _choices(kind: Kind, now: Answering) -> tuple[Mapping[str, str], str | None]:
+    """Return what can be chosen, with descriptions, and what is."""
+    if kind == "agent":
+        return now.agents, now.agent
+    if kind == "persona":
+        return dict.fromkeys(now.personas, ""), now.persona
+    return dict.fromkeys(now.models, ""), now.model
+
+
+def _find(word: str, known: Mapping[str, str]) -> str | None:
+    """Return what was meant: by its name in any case, or by the end of a model's name if only one has it."""
+    if word in known:
+        return word
+    folded = word.casefold()
+    same = [name for name in known if name.casefold() == folded]
+    same = same or [name for name in known if name.casefold().partition(":")[2] == folded]
+    return same[0] if len(same) == 1 else None
+
+
+def _help(name: str) -> Mapping[str, str]:
+    return {language: texts[f"help_of_{name}"] for language, texts in TEXTS.items()}
