@@ -35,6 +35,12 @@ USER_ID: Final = 20002
 GROUP_ID: Final = 30003
 
 _SENDS: Final = ("send_group_msg", "send_private_msg", "send_msg")
+_GROUP: Final = {"group_name": "team", "member_count": 3, "max_member_count": 200}
+_SAME_ANSWER: Final[dict[str, dict[str, Any] | None]] = {
+    "get_status": {"online": True, "good": True},
+    "get_version_info": {"app_name": "FakeOneBot", "protocol_version": "v11", "app_version": "1"},
+    **dict.fromkeys(("set_group_ban", "set_group_kick", "group_poke", "friend_poke")),
+}
 _RECONNECT_S: Final = 5.0  # NapCat's own pause
 _MAX_PAYLOAD: Final = 50 * 1024 * 1024  # NapCat's
 
@@ -441,6 +447,8 @@ class FakeOneBot:
     async def _do(self, action: str, params: dict[str, Any], by: Literal["ws", "http"]) -> dict[str, Any]:
         if action in _SENDS:
             return await self._take(action, params, by)
+        if action in _SAME_ANSWER:
+            return _ok(_SAME_ANSWER[action])
         match action:
             case "get_msg":
                 wanted = str(params.get("message_id"))
@@ -458,12 +466,10 @@ class FakeOneBot:
                 return _ok(None)
             case "get_group_member_info":
                 return self._member(params)
+            case "get_group_info":
+                return _ok({**_GROUP, "group_id": params.get("group_id")})
             case "get_login_info":
                 return _ok({"user_id": self.self_id, "nickname": "bot"})
-            case "get_status":
-                return _ok({"online": True, "good": True})
-            case "get_version_info":
-                return _ok({"app_name": "FakeOneBot", "protocol_version": "v11", "app_version": "1"})
         return _failed(1404 if by == "ws" else 200, f"不支持的Api {action}")
 
     def _member(self, params: dict[str, Any]) -> dict[str, Any]:
