@@ -14,7 +14,7 @@ from feishu_bot.store import signs
 from feishu_bot.store.signs import Sign
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator, Mapping
+    from collections.abc import Callable, Coroutine, Iterator, Mapping
 
     from feishu_bot.model import InboundMessage
     from feishu_bot.platforms.base import Platform
@@ -24,6 +24,29 @@ log = logging.getLogger(__name__)
 
 AFTER_S: Final = 1.0  # an answer that is quicker needs no sign
 _GRACE_S: Final = 2.0  # at the end, for signs that are still to be taken back
+
+
+class _Text:
+    """An answer that is shown while it is written."""
+
+    def __init__(self, after_s: float, every_s: float) -> None:
+        self._after_s, self._every_s = after_s, every_s
+        self._text = ""
+        self.is_over = False
+
+    def add(self, piece: str) -> None:
+        self._text += piece
+
+    async def show(self, platform: Platform, target: Target) -> None:
+        """Show it again and again until it is over; what is being shown then is still finished."""
+        shown = ""
+        await asyncio.sleep(self._after_s)
+        while not self.is_over:
+            if self._text != shown and self._text.strip():
+                shown = self._text
+                with suppress(DeliveryError):
+                    await platform.show_text(target, shown)
+            await asyncio.sleep(self._every_s)
 
 
 class Indicator:
@@ -39,12 +62,36 @@ class Indicator:
         self._taking_back: set[Sign] = set()
 
     @contextmanager
-    def watch(self, platform: Platform | None, message: InboundMessage) -> Iterator[None]:
-        """Show it while this block lasts. A failure to show it, or to take it back, changes nothing."""
-        if platform is None or not platform.shows_typing:
+    def watch(
+        self, platform: Platform | None, message: InboundMessage, *, live: bool = False
+    ) -> Iterator[Callable[[str], None] | None]:
+        """Show it while this block lasts. A failure to show it, or to take it back, changes nothing.
+
+        ``live``: the answer may be seen while it is written; then this gives what takes it piece by piece, where
+        the platform can show it.
+        """
+        if platform is None:
+            yield None
+            return
+        target = Target.of(message)
+        every_s = platform.shows_text(target) if live else None
+        if every_s is not None:
+            text = _Text(self.after_s, every_s)
+            self._start(text.show(platform, target))
+            try:
+                yield text.add
+            finally:
+                text.is_over = True
+            return
+        with self._sign(platform, target):
+            yield None
+
+    @contextmanager
+    def _sign(self, platform: Platform, target: Target) -> Iterator[None]:
+        if not platform.shows_typing:
             yield
             return
-        target, shown = Target.of(message), []
+        shown: list[asyncio.Task[str | None]] = []
 
         def show() -> None:
             shown.append(self._start(self._show(platform, target)))

@@ -207,7 +207,8 @@ class Pipeline:
             return self._over_budget(work, decision, work.refusal, ())
         platform, message = self._platforms.get(work.message.account), decision.message
         detail = self._settings.ai.image_detail
-        with self.indicator.watch(platform, message):
+        live = not self._plugins.change_answers
+        with self.indicator.watch(platform, message, live=live) as seen:
             async with self._attachments.loaded(
                 platform, message, decision.attachments, detail=detail
             ) as shown:
@@ -224,7 +225,7 @@ class Pipeline:
                 answer = await self._agent.answer(
                     call,
                     reserve=self._reserver(work),
-                    on_text=on_text,
+                    on_text=_both(on_text, seen),
                     run_tools=partial(self._toolbox.run, context, call.tools),
                 )
         if answer.text is None:
@@ -408,7 +409,7 @@ class Pipeline:
             max_chars=self._chat.max_message_length,
             platform_chars=platform.max_part_chars,
             max_bytes=platform.max_part_bytes,
-            max_parts=platform.max_parts,
+            max_parts=platform.parts_to(target),
             ending=self._say("shortened"),
         )
         return tuple(
@@ -629,6 +630,20 @@ def _chat_note(work: Work, message: InboundMessage) -> dict[str, Any]:
     """Return the chat of an answer in a conversation that spans several."""
     noted = metadata(message, work.lease.lane_key)
     return {CHAT: noted[CHAT]} if CHAT in noted else {}
+
+
+def _both(
+    first: Callable[[str], None] | None, second: Callable[[str], None] | None
+) -> Callable[[str], None] | None:
+    """Return one that tells both."""
+    if first is None or second is None:
+        return first or second
+
+    def tell(piece: str) -> None:
+        first(piece)
+        second(piece)
+
+    return tell
 
 
 def _storable(text: str) -> str:

@@ -265,6 +265,11 @@ class Plugins:
         """Whether any plugin asks for what nobody said; if none does, events end when they are recorded."""
         return bool(self._asked["on_event"])
 
+    @property
+    def change_answers(self) -> bool:
+        """Whether any plugin has the last word on answers: nobody may see them before."""
+        return bool(self._asked["on_answer"])
+
     # ----------------------------------------------------------------------------- on the way of a message
 
     def commands(self) -> list[Command]:

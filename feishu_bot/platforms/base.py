@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -96,7 +97,7 @@ class Platform(ABC):
     pull: ClassVar[bool] = False  # answers are fetched from the record by the asker; nothing is sent
     max_part_chars: ClassVar[int | None] = None  # the platform's own limit on one message, in characters
     max_part_bytes: ClassVar[int | None] = None  # the same in UTF-8 bytes
-    max_parts: ClassVar[int | None] = None  # how many messages may answer one; a longer answer is shortened
+    max_parts: ClassVar[int | None] = None  # how many messages may answer one, see ``parts_to``
     idempotent_for_s: ClassVar[float | None] = None  # how long equal keys are folded; None: for ever
     has_reply_window: ClassVar[bool] = False  # messages have a reply_before_ms; a note warns before it
     shows_typing: ClassVar[bool] = False  # it can be shown that an answer is being made
@@ -156,6 +157,13 @@ class Platform(ABC):
         ``record`` takes over events, in order, to bring them on disk; it waits while too many are not yet.
         """
 
+    def parts_to(self, target: Target) -> int | None:  # noqa: ARG002  # the signature for those who differ
+        """Return how many messages an answer to a target may have; a longer one is shortened. None: any number."""
+        return self.max_parts
+
+    def recorded(self, messages: Sequence[InboundMessage]) -> None:
+        """Take notice that what came by the webhook is on disk, once for each time it came. Must not wait."""
+
     async def start(self) -> None:
         """Open connections and begin to ask for the bot's own id. Must not wait for the platform."""
 
@@ -187,6 +195,18 @@ class Platform(ABC):
     async def hide_typing(self, target: Target, shown: str) -> None:
         """Take back what ``show_typing`` has shown. Raises RetryLater or Undeliverable, which nobody minds."""
 
+    def shows_text(self, target: Target) -> float | None:  # noqa: ARG002  # as above
+        """Return how many seconds must lie between two calls of ``show_text``; None where there is none."""
+        return None
+
+    async def show_text(self, target: Target, text: str) -> None:
+        """Show how far the answer to ``target.reply_to`` is, in place of what was shown before.
+
+        What ``send`` brings later takes its place; if it does not, the process that has shown it has died, or the
+        platform does not want it, and ``send`` brings the whole answer all the same. Raises RetryLater or
+        Undeliverable, which nobody minds.
+        """
+
     async def check(self) -> str:
         """Ask the platform whether our credentials are good, without ``start``; return in words who we are.
 
@@ -212,6 +232,17 @@ def text_of(value: object) -> str:
     if not isinstance(value, str):
         return ""
     return value.replace("\0", "") if "\0" in value else value
+
+
+_ACTION = re.compile(r"(GET|POST|PUT|PATCH|DELETE) (/[!-~]*)")
+
+
+def split_action(action: str) -> tuple[str, str]:
+    """Return method and path of a plugin's call such as ``POST /v2/…``. Raises Undeliverable for anything else."""
+    match = _ACTION.fullmatch(action)
+    if match is None or match[2].startswith("//"):
+        raise Undeliverable("a call is written as METHOD /path, e.g. POST /v2/…")
+    return match[1], match[2]
 
 
 def platform_types() -> dict[str, type[Platform]]:

@@ -6,22 +6,16 @@ Sources: open.feishu.cn, "Configure Encrypt Key", "Receive message", "Send messa
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import hashlib
 import hmac
 import logging
-import re
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from urllib.parse import quote
 
 import orjson
-from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
-from cryptography.hazmat.primitives.ciphers.modes import CBC
 from pydantic import Field
 
 from feishu_bot.config import HttpUrl, PlatformSettings, Rate, Secrets
@@ -33,6 +27,7 @@ from feishu_bot.platforms.base import (
     Received,
     WebhookRequest,
     parse_json,
+    split_action,
     text_of,
 )
 from feishu_bot.platforms.feishu_client import (
@@ -53,6 +48,7 @@ from feishu_bot.platforms.feishu_content import (
     resolve_mentions,
     text_content,
 )
+from feishu_bot.platforms.feishu_seal import decrypted, header_bytes, instant_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -65,7 +61,6 @@ _SIGNATURE = "X-Lark-Signature"
 _TIMESTAMP = "X-Lark-Request-Timestamp"
 _NONCE = "X-Lark-Request-Nonce"
 
-_BLOCK = 16  # bytes of an AES block
 _SHA1_LENGTH = 40  # hex digits: the scheme of legacy message cards
 _MAX_ID = 200  # characters of an event key; longer ones are hashed
 _LATEST_MS = 10**14  # a later instant must be microseconds (card callbacks)
@@ -75,10 +70,6 @@ _LONGEST_PAUSE_S = 60.0
 _MAX_PRESSED = 4000  # bytes of what a card's button says
 _TYPING = b'{"reaction_type":{"emoji_type":"Typing"}}'
 _MARKS = {"zh": "(可能重复) ", "en": "(possibly repeated) "}
-_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
-_WRITTEN_TIME = re.compile(  # time.Time.String() of Go, and ISO 8601
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[ T]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.[0-9]+)? ?([+-][0-9]{2}:?[0-9]{2}|Z)"
-)
 _NO_LEGACY_CARD = ("encrypt", "schema", "header", "event", "uuid", "type", "challenge")
 
 
@@ -146,6 +137,7 @@ class Feishu(Platform):
     max_part_bytes = 20_000
     idempotent_for_s = 3600.0
     shows_typing = True
+    takes_calls = True
     fetches = frozenset({"image", "file"})
 
     settings: FeishuSettings
@@ -211,13 +203,13 @@ class Feishu(Platform):
         timestamp, nonce = request.headers.get(_TIMESTAMP), request.headers.get(_NONCE)
         if signature is None or timestamp is None or nonce is None:
             return self._unsigned_challenge(request.body)
-        given, prefix = _raw(signature), _raw(timestamp + nonce)
+        given, prefix = header_bytes(signature), header_bytes(timestamp + nonce)
         for key, cipher in self._ciphers:
             digest = hashlib.sha256(prefix + key)
             digest.update(request.body)
             if hmac.compare_digest(digest.hexdigest().encode(), given):
                 self._check_age(timestamp, request.now)
-                plain = _decrypted(_json_object(request.body), cipher)
+                plain = decrypted(_json_object(request.body), cipher)
                 return _json_object(plain), plain
         raise BadSignature("the signature does not match")
 
@@ -229,7 +221,7 @@ class Feishu(Platform):
         """
         for _, cipher in self._ciphers:
             try:
-                plain = _decrypted(_json_object(body), cipher)
+                plain = decrypted(_json_object(body), cipher)
                 payload = _json_object(plain)
             except BadPayload:
                 continue
@@ -249,14 +241,14 @@ class Feishu(Platform):
         limit = self.settings.max_event_age_s
         if limit is None:
             return
-        sent_at = _instant(timestamp)
+        sent_at = instant_of(timestamp)
         if sent_at is not None and abs(now - sent_at) > limit:
             raise BadSignature("the signed timestamp is too far from now")
 
     def _proven_card(self, request: WebhookRequest, signature: str) -> bytes:
         """Return the body of a legacy card callback, proven by SHA-1 over the verification token."""
         timestamp, nonce = request.headers.get(_TIMESTAMP, ""), request.headers.get(_NONCE, "")
-        given, prefix = _raw(signature), _raw(timestamp + nonce)
+        given, prefix = header_bytes(signature), header_bytes(timestamp + nonce)
         for token in self._tokens:
             digest = hashlib.sha1(prefix + token, usedforsecurity=False)  # the platform's own scheme
             digest.update(request.body)
@@ -519,6 +511,14 @@ class Feishu(Platform):
         if answer.code:
             raise answer.error()
 
+    async def call(self, action: str, params: Mapping[str, Any], *, self_id: str = "") -> Any:  # noqa: ARG002  # one bot
+        """Make a call of the open platform, ``METHOD /path``, with ``params`` as its JSON body; return its data."""
+        method, path = split_action(action)
+        answer = await self._client.call(method, path, orjson.dumps(params) if params else None)
+        if answer.code:
+            raise answer.error()
+        return answer.body.get("data")
+
     async def fetch(self, message: InboundMessage, attachment: Attachment, *, max_bytes: int) -> bytes:
         """Return a picture or a file of a message. Raises RetryLater or Undeliverable."""
         kind = "image" if attachment.kind == "image" else "file"
@@ -558,11 +558,6 @@ def _pressed(action: dict[str, Any], token: str) -> dict[str, Any]:
     return found
 
 
-def _raw(text: str) -> bytes:
-    """Return a header's bytes; never raises, whatever the peer sent."""
-    return text.encode("utf-8", "surrogatepass")
-
-
 def _dict(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
@@ -572,25 +567,6 @@ def _json_object(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadPayload("not a JSON object")
     return value
-
-
-def _decrypted(outer: dict[str, Any], cipher: AES) -> bytes:
-    """Return the plain text of ``{"encrypt": base64(iv + AES-256-CBC)}``; raise BadPayload if there is none."""
-    encrypted = outer.get("encrypt")
-    if not isinstance(encrypted, str):
-        raise BadPayload("not encrypted, though an encrypt_key is configured")
-    try:
-        raw = base64.b64decode(encrypted, validate=True)
-    except (binascii.Error, ValueError):
-        raise BadPayload("not base64") from None
-    if len(raw) < 2 * _BLOCK or len(raw) % _BLOCK:
-        raise BadPayload("not whole blocks")
-    decryptor = Cipher(cipher, CBC(raw[:_BLOCK])).decryptor()
-    padded = decryptor.update(raw[_BLOCK:]) + decryptor.finalize()
-    size = padded[-1]
-    if not 1 <= size <= _BLOCK or padded[-size:] != bytes((size,)) * size:
-        raise BadPayload("cannot be decrypted")
-    return padded[:-size]
 
 
 def _refuse_unreadable(*, proven_by_token: bool) -> NoReturn:
@@ -630,20 +606,3 @@ def _milliseconds(value: object) -> int | None:
         return None
     number = int(text)
     return number // 1000 if number > _LATEST_MS else number
-
-
-def _instant(timestamp: str) -> float | None:
-    """Return the Unix seconds of a signed timestamp, None where none can be read without guessing.
-
-    Card callbacks have been seen with Go's written time. A zone that is only a name (CST) names several.
-    """
-    if _NUMBER.fullmatch(timestamp):
-        return float(timestamp)
-    match = _WRITTEN_TIME.match(timestamp)
-    if match is None:
-        return None
-    try:
-        written = datetime.fromisoformat(f"{match[1]}T{match[2]}{match[3]}")
-        return written.astimezone(UTC).timestamp()
-    except (ValueError, OverflowError):
-        return None

@@ -22,7 +22,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field
 
 from feishu_bot.config import HttpUrl, PlatformSettings, Secrets
-from feishu_bot.errors import BadPayload, BadSignature, BadToken, RetryLater, Undeliverable
+from feishu_bot.errors import (
+    BadPayload,
+    BadSignature,
+    BadToken,
+    DeliveryError,
+    RetryLater,
+    Undeliverable,
+)
 from feishu_bot.model import ChatType, InboundMessage
 from feishu_bot.platforms.base import (
     Platform,
@@ -30,6 +37,7 @@ from feishu_bot.platforms.base import (
     Received,
     WebhookRequest,
     parse_json,
+    split_action,
     text_of,
 )
 from feishu_bot.platforms.download import download
@@ -42,9 +50,10 @@ from feishu_bot.platforms.qq_client import (
     QQClient,
 )
 from feishu_bot.platforms.qq_content import inert, read_content, with_quote, without_links
+from feishu_bot.platforms.qq_stream import EVERY_S, Streams
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from feishu_bot.model import Attachment, Outgoing, Target
     from feishu_bot.platforms.qq_content import Content
@@ -67,12 +76,18 @@ _PLAIN_TOKEN = re.compile(r"[A-Za-z0-9]{1,64}")
 _MINUTE_MS = 60_000
 _MAX_TYPE = 200
 _LONGEST_PAUSE_S = 60.0
+_TYPING_S = 60  # the longest that the platform shows it
+_MAX_CONFIRMING = 200
+_CONFIRMED_WITHIN = 4  # tries, a second apart: the client waits for about five
 _LATEST_S = 10**11  # a later instant is written in milliseconds
 _STAMP_DIGITS = 15
 
 # Each kind of reply has msg_seq numbers of its own, each form of a part one besides: the same at every attempt.
 _SEQ_OF_KIND = {"answer": 0, "note": 100, "error": 200, "card": 300, "wait": 400}
 _SEQ_OTHER = 500
+_SEQ_TYPING = 490
+_SEQ_STREAM = 491
+_ENDS_STREAM = frozenset({"answer", "error", "note"})
 _SEQ_WITHOUT_LINKS = 20
 _SEQ_MARKDOWN = 50
 
@@ -122,6 +137,10 @@ class QQSettings(PlatformSettings):
         "https://bots.qq.com/app/getAppAccessToken", description="where access tokens are given"
     )
 
+    streaming: bool = Field(
+        True, description="answers in private chats appear while they are written, where QQ lets the bot"
+    )
+
     def missing(self) -> list[str]:
         """Return the keys without which this account cannot prove who sent an event, or answer."""
         keys = [] if self.app_id else ["app_id"]
@@ -138,6 +157,8 @@ class QQ(Platform):
     max_part_chars = 4500  # undocumented; the platform's own bots cut there
     max_parts = 4  # five replies per message, one of them for the note before the window closes
     has_reply_window = True
+    shows_typing = True
+    takes_calls = True
     fetches = frozenset({"image", "file"})
 
     settings: QQSettings
@@ -164,6 +185,9 @@ class QQ(Platform):
             network=settings.network or context.network,
             clock=clock,
         )
+        self._streams = Streams(self._client, seq=_SEQ_STREAM, granted=settings.streaming)
+        self._may_type = True  # until the platform says otherwise
+        self._confirming: set[asyncio.Task[None]] = set()
         self._markdown = True  # until the platform says that it is not granted
         self._problem: str | None = None
         self._task: asyncio.Task[None] | None = None
@@ -333,6 +357,9 @@ class QQ(Platform):
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
+        for task in self._confirming:
+            task.cancel()
+        await asyncio.gather(*self._confirming, return_exceptions=True)
         await self._client.close()
 
     async def check(self) -> str:
@@ -378,12 +405,20 @@ class QQ(Platform):
         """
         target = outgoing.target
         guild = target.chat_type is ChatType.CHANNEL or bool(target.extra.get("dms"))
-        path = _path(target)
         reply_to = target.reply_to
         if not reply_to and outgoing.kind != "push":
             raise Undeliverable("no message to reply to, and the platform takes nothing else")
         # JSON cannot hold a lone surrogate.
         text = inert(outgoing.text.encode("utf-8", "replace").decode(), guild=guild)
+        if _is_c2c(target) and reply_to and outgoing.part == 0 and outgoing.kind in _ENDS_STREAM:
+            streamed = await self._streams.finish(reply_to, text)
+            if streamed is not None:
+                return streamed
+        return await self._send(outgoing, text, guild=guild)
+
+    async def _send(self, outgoing: Outgoing, text: str, *, guild: bool) -> str | None:
+        target, reply_to = outgoing.target, outgoing.target.reply_to
+        path = _path(target)
         seq = _SEQ_OF_KIND.get(outgoing.kind, _other_seq(outgoing.kind)) + outgoing.part + 1
         markdown = self._markdown and not guild and holds_markdown(text)
         linkless = False
@@ -392,6 +427,9 @@ class QQ(Platform):
             body = _body(text, markdown=markdown, guild=guild)
             if reply_to:
                 body |= {"msg_id": reply_to, "msg_seq": number}
+                if target.chat_type is ChatType.CHANNEL:  # elsewhere the platform quotes by itself
+                    quoted = {"message_id": reply_to, "ignore_get_message_error": True}
+                    body["message_reference"] = quoted
             answer = await self._client.call("POST", path, orjson.dumps(body))
             if answer.ok:
                 return answer.sent_id
@@ -404,6 +442,71 @@ class QQ(Platform):
                 text, linkless = without_links(text), True
             else:
                 raise answer.error(is_reply=bool(reply_to))
+
+    def parts_to(self, target: Target) -> int | None:
+        """Return how many of the five replies an answer may take.
+
+        One is for the note before the window closes, in private chats another for showing that it is being made.
+        """
+        return self.max_parts - 1 if _is_c2c(target) else self.max_parts
+
+    async def show_typing(self, target: Target) -> str | None:
+        """Show ``typing…`` in a private chat, once for each message: it is one of its five replies."""
+        if not _is_c2c(target) or not target.reply_to or not self._may_type:
+            return None
+        body = {
+            "msg_type": 6,
+            "input_notify": {"input_type": 1, "input_second": _TYPING_S},
+            "msg_id": target.reply_to,
+            "msg_seq": _SEQ_TYPING,
+        }
+        answer = await self._client.call("POST", _path(target), orjson.dumps(body), sends=False)
+        if not answer.ok and answer.code != REPEATED:
+            error = answer.error(is_reply=True)
+            self._may_type = isinstance(error, RetryLater) or answer.window_closed
+            raise error
+        return None  # it ends by itself, or with the answer
+
+    def shows_text(self, target: Target) -> float | None:
+        """Return how often an answer may be shown while it is written: in private chats, where QQ lets us."""
+        return EVERY_S if _is_c2c(target) and target.reply_to and self._streams.granted else None
+
+    async def show_text(self, target: Target, text: str) -> None:
+        """Show how far an answer is. Raises RetryLater or Undeliverable."""
+        shown = inert(text[: self.max_part_chars].encode("utf-8", "replace").decode(), guild=False)
+        await self._streams.show(target.sender_id or target.chat_id, target.reply_to or "", shown)
+
+    def recorded(self, messages: Sequence[InboundMessage]) -> None:
+        """Confirm buttons that were pressed: whoever pressed one sees it spin until then."""
+        for message in messages:
+            pressed = message.extra.get("interaction_id")
+            if pressed and len(self._confirming) < _MAX_CONFIRMING:
+                task = asyncio.get_running_loop().create_task(self._confirm(str(pressed)))
+                self._confirming.add(task)
+                task.add_done_callback(self._confirming.discard)
+
+    async def _confirm(self, pressed: str) -> None:
+        path = f"/interactions/{quote(pressed, safe='')}"
+        for _ in range(_CONFIRMED_WITHIN):
+            try:
+                answer = await self._client.call("PUT", path, b'{"code":0}', sends=False)
+            except DeliveryError as error:
+                reason = error.reason
+            else:
+                if answer.ok:
+                    return
+                reason = answer.reason
+            await self._sleep(1.0)
+        logger.warning("button not confirmed", extra={"account": self.account, "reason": reason})
+
+    async def call(self, action: str, params: Mapping[str, Any], *, self_id: str = "") -> Any:  # noqa: ARG002  # one bot
+        """Make a call of the bot API, ``METHOD /path``, with ``params`` as its JSON body; return the answer."""
+        method, path = split_action(action)
+        body = orjson.dumps(params) if params else None
+        answer = await self._client.call(method, path, body, sends=False)
+        if not answer.ok:
+            raise answer.error(is_reply="msg_id" in params)
+        return answer.body
 
 
 # --------------------------------------------------------------------------------------------------- parts
@@ -469,6 +572,11 @@ def _readable(content: Content, scene: _Scene) -> tuple[str, str | None]:
     if content.attachments:
         return "", content.attachments[0].kind
     return "", "text" if scene.chat_type is ChatType.PRIVATE else "mention"
+
+
+def _is_c2c(target: Target) -> bool:
+    """Say whether a target is a private chat proper, and not one of a guild's."""
+    return target.chat_type is ChatType.PRIVATE and not target.extra.get("dms")
 
 
 def _path(target: Target) -> str:

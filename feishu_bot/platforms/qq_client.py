@@ -117,6 +117,11 @@ class Answer:
         known = self.code in _NEVER or self.code in _ONCE_MORE
         return self.code in _TOKEN_REFUSED or (self.status == HTTPStatus.UNAUTHORIZED and not known)
 
+    @property
+    def window_closed(self) -> bool:
+        """Whether it came too late as a reply."""
+        return self.code in _CLOSED
+
     def error(self, *, is_reply: bool) -> DeliveryError:
         """Return what a refusal means for the part that was sent."""
         if self.refuses_token:
@@ -158,18 +163,20 @@ class QQClient:
         """Have a token. Raises RetryLater with the reason there is none."""
         await self._token.get()
 
-    async def call(self, method: str, path: str, body: bytes | None = None) -> Answer:
+    async def call(self, method: str, path: str, body: bytes | None = None, *, sends: bool = True) -> Answer:
         """Make one call, and one more where the platform's documentation says that this helps.
+
+        ``sends``: a success names the message that was sent; what does not is no answer.
 
         Raises RetryLater or Undeliverable where there is no answer of the platform's to judge.
         """
         token = await self._token.get()
-        answer = await self._exchange(method, path, body, token)
+        answer = await self._exchange(method, path, body, token, sends=sends)
         if answer.refuses_token:
             self._token.drop(token)
-            return await self._exchange(method, path, body, await self._token.get())
+            return await self._exchange(method, path, body, await self._token.get(), sends=sends)
         if answer.code in _ONCE_MORE:
-            return await self._exchange(method, path, body, token)
+            return await self._exchange(method, path, body, token, sends=sends)
         return answer
 
     async def close(self) -> None:
@@ -192,7 +199,9 @@ class QQClient:
             problem = f"HTTP {response.status}: {answer.get('code', 'no token')} {words}".rstrip()
         raise RetryLater(problem)
 
-    async def _exchange(self, method: str, path: str, body: bytes | None, token: str) -> Answer:
+    async def _exchange(
+        self, method: str, path: str, body: bytes | None, token: str, *, sends: bool
+    ) -> Answer:
         response = await self._api.call(method, path, body, authorization=f"QQBot {token}")
         status = response.status
         after_s = wait_of(response.headers.get("Retry-After"))
@@ -201,7 +210,7 @@ class QQClient:
         if isinstance(code, int) and not isinstance(code, bool) and (code or status in _OK_STATUSES):
             words = words_of(answer.get("message"), without=(*self._app_secrets, token))
             return Answer(status, code, words, answer, after_s)
-        if status in _OK_STATUSES and isinstance(answer.get("id"), str):
+        if status in _OK_STATUSES and (isinstance(answer.get("id"), str) or (not sends and code is None)):
             return Answer(status, 0, "", answer)
         raise unreadable(status, after_s)
 

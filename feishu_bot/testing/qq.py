@@ -1,10 +1,11 @@
 """QQ's official bot API on loopback, for tests, benchmarks and demonstrations, and events as the platform sends them.
 
-It keeps the limits of the real one: five replies to a message, within its window, each ``msg_seq`` once; tokens that
-end; no message without one to reply to; no address that is not registered; Markdown only where granted. It can be
+It keeps the limits of the real one: five replies to a message, within its window, each ``msg_seq`` once, where typing,
+media and an answer that streams count as well; tokens that end; no message without one to reply to; no address that is
+not registered; Markdown and streaming only where granted. It can be
 told to fail in every way a network and a platform fail, and remembers what a chat's members would see. Run alone:
 ``python -m feishu_bot.testing.qq --port 9000``; then ``GET /_visible`` shows the messages and ``POST /_control``
-takes ``{"down": true}``, ``{"expire_tokens": true}``, ``{"markdown": true}`` or ``{"fail": {"times": 2, "code": 22009}}``.
+takes ``{"down": true}``, ``{"expire_tokens": true}``, ``{"markdown": true}``, ``{"streaming": true}`` or ``{"fail": {"times": 2, "code": 22009}}``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import signal
 import sys
 import time
 from collections import deque
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -43,6 +44,13 @@ GUILD_ID = "18700000000001"
 
 _TOKEN_PATH = "/app/getAppAccessToken"  # noqa: S105 - a path, no secret
 _MESSAGES = re.compile(r"/(v2/users|v2/groups|channels|dms)/([^/]+)/messages")
+_STREAM = re.compile(r"/(v2/users)/([^/]+)/stream_messages")
+_FILES = re.compile(r"/(v2/users|v2/groups)/([^/]+)/files")
+_INTERACTION = re.compile(r"/interactions/([^/]+)")
+_TEXT, _MARKDOWN, _TYPING, _MEDIA = 0, 2, 6, 7
+_WRITING, _DONE = 1, 10
+_TYPING_S = 60
+_STREAMED_WITHIN_S = 300.0  # of the message
 _WINDOWS_S = {"v2/users": 3600.0, "v2/groups": 300.0, "channels": 300.0, "dms": 300.0}
 _MAX_REPLIES = 5
 _NEW_TOKEN_S = 60.0  # with less than this left a new token is given; the old one works on until its end
@@ -242,7 +250,8 @@ class FakeQQ:
 
     ``visible`` holds what was sent, in order; ``requests`` the calls as ``(method, path)``; what ``attach`` was
     given can be fetched without a token, as from the platform's own servers. ``down = True`` answers
-    503 to everything. A message that it was not told of (``know_message``) is taken to have been said when it is
+    503 to everything. ``typing`` holds where it was shown, ``frames`` the states and texts of answers that stream,
+    ``confirmed`` the results of pressed buttons by their ids, ``uploaded`` what was uploaded. A message that it was not told of (``know_message``) is taken to have been said when it is
     first replied to, unless ``strict``. Without ``app_secret`` every app is let in. ``keep`` bounds what is
     remembered.
     """
@@ -255,6 +264,7 @@ class FakeQQ:
         markdown: bool = False,
         filter_links: bool = True,
         proactive: bool = False,
+        streaming: bool = False,
         strict: bool = False,
         keep: int | None = None,
         clock: Callable[[], float] = time.time,
@@ -264,6 +274,7 @@ class FakeQQ:
         self.markdown = markdown
         self.filter_links = filter_links
         self.proactive = proactive
+        self.streaming = streaming
         self.strict = strict
         self.down = False
         self.visible: deque[VisibleMessage] = deque(maxlen=keep)
@@ -281,6 +292,13 @@ class FakeQQ:
         self._seqs: dict[str, set[int]] = {}
         self._numbers = itertools.count(1)
         self._attached: dict[str, bytes] = {}
+        self.typing: deque[tuple[str, str]] = deque(maxlen=keep)  # chat and message
+        self.frames: deque[tuple[int, str]] = deque(maxlen=keep)
+        self.confirmed: dict[str, int] = {}
+        self.uploaded: dict[str, tuple[str, Mapping[str, Any]]] = {}  # by file_info: for whom, and what
+        self._streams: dict[
+            str, tuple[str, int, int]
+        ] = {}  # by id: message, msg_seq, index; while it is written
         self._runner: web.ServerRunner | None = None
 
     @property
@@ -383,10 +401,62 @@ class FakeQQ:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme != "QQBot" or self._tokens.get(token, 0) <= self._clock():
             return 401, _refusal(11244, "token not exist or expire")
-        route = _MESSAGES.fullmatch(request.path)
-        if request.method != "POST" or route is None:
-            return 404, _refusal(10001, "no such interface")
-        return self._take(route[1], route[2], _object(body))
+        sent = _object(body)
+        pressed = _INTERACTION.fullmatch(request.path)
+        if request.method == "PUT" and pressed is not None:
+            self.confirmed[pressed[1]] = sent.get("code", 0)
+            return 200, b"{}"
+        if request.method == "POST":
+            for route, take in ((_MESSAGES, self._take), (_STREAM, self._stream), (_FILES, self._upload)):
+                match = route.fullmatch(request.path)
+                if match is not None:
+                    return take(match[1], match[2], sent)
+        return 404, _refusal(10001, "no such interface")
+
+    def _upload(self, where: str, chat: str, sent: dict[str, Any]) -> tuple[int, bytes]:
+        if sent.get("file_type") not in {1, 2, 3, 4} or not (sent.get("url") or sent.get("file_data")):
+            return 400, _refusal(40093001, "富媒体文件格式不支持")
+        info = f"file-{next(self._numbers)}"
+        self.uploaded[info] = (f"{where}/{chat}", sent)
+        return 200, orjson.dumps({"file_uuid": info, "file_info": info, "ttl": 3600})
+
+    def _stream(self, _where: str, user: str, sent: dict[str, Any]) -> tuple[int, bytes]:
+        """Take a frame: the first opens a session and is a message, the last closes it."""
+        text, index, stream_id = sent.get("content_raw"), sent.get("index"), sent.get("stream_msg_id")
+        if not isinstance(text, str) or not isinstance(index, int):
+            return 400, _refusal(40034025, "请求参数无效")
+        refusal = self._refused_frame(text, index, sent)
+        if refusal is not None:
+            return 400, refusal
+        if stream_id is None:
+            stream_id = self._show("v2/users", user, _MARKDOWN, text, sent)
+        for place, message in enumerate(self.visible):
+            if message.message_id == stream_id:
+                self.visible[place] = replace(message, text=text, body=sent)
+        self.frames.append((sent["input_state"], text))
+        self._streams[stream_id] = (sent["msg_id"], sent["msg_seq"], index)
+        if sent["input_state"] == _DONE:
+            del self._streams[stream_id]
+        return 200, orjson.dumps({"id": stream_id, "timestamp": int(self._clock())})
+
+    def _refused_frame(self, text: str, index: int, sent: dict[str, Any]) -> bytes | None:
+        msg_id, seq, stream_id = sent.get("msg_id"), sent.get("msg_seq"), sent.get("stream_msg_id")
+        if not self.streaming:
+            return _refusal(40034012, "不允许发送流式消息")
+        if not text:
+            return _refusal(50006, "message is empty")
+        if sent.get("input_mode") != "replace" or sent.get("input_state") not in {_WRITING, _DONE}:
+            return _refusal(40034025, "请求参数无效")
+        if self.filter_links and _LINK.search(text):
+            return _refusal(40054010, "不允许发送url")
+        if stream_id is not None:
+            of, number, last = self._streams.get(stream_id, ("", 0, 0))
+            good = (of, number) == (msg_id, seq) and index > last
+            return None if good else _refusal(40034025, "流式消息不存在或已结束")
+        refusal = self._refused_reply("v2/users", msg_id, seq)
+        if refusal is None and self._clock() - self._said_at[str(msg_id)] > _STREAMED_WITHIN_S:
+            return _refusal(304027, "回复消息msg_id已过期")
+        return refusal
 
     def _give_token(self, body: bytes) -> tuple[int, bytes]:
         self.token_calls += 1
@@ -406,26 +476,53 @@ class FakeQQ:
         msg_type = sent.get("msg_type", 0)
         text = _shown(sent, msg_type)
         msg_id, seq = sent.get("msg_id"), sent.get("msg_seq", 1)
-        if not text:
+        if not text and msg_type != _TYPING:
             return 400, _refusal(50006, "message is empty")
-        refusal = self._refused_content(where, msg_type, text)
+        refusal = self._refused_content(where, chat, msg_type, text, sent)
         if refusal is None:
             refusal = self._refused_reply(where, msg_id, seq)
         if refusal is not None:
             return 400, refusal
-        now = self._clock()
+        if msg_type == _TYPING:
+            self._seqs.setdefault(str(msg_id), set()).add(seq)
+            self.typing.append((chat, str(msg_id)))
+            return 200, b"{}"
+        message_id = self._show(where, chat, msg_type, text, sent)
+        instant = datetime.fromtimestamp(self._clock(), UTC).astimezone(_BEIJING)
+        answer: dict[str, Any] = {"id": message_id, "timestamp": instant.isoformat(timespec="seconds")}
+        if where.startswith("v2/"):
+            answer["ext_info"] = {"ref_idx": f"REFIDX_{message_id}"}
+        return 200, orjson.dumps(answer)
+
+    def _show(self, where: str, chat: str, msg_type: int, text: str, sent: dict[str, Any]) -> str:
+        """Put a message before the members of a chat; it counts as a reply."""
         message_id = f"ROBOT1.0_fake_{next(self._numbers)}"
+        msg_id, seq = sent.get("msg_id"), sent.get("msg_seq", 1)
         if isinstance(msg_id, str):
             self._seqs.setdefault(msg_id, set()).add(seq)
             if self._keep is not None and len(self._seqs) > self._keep:
                 del self._seqs[next(iter(self._seqs))]
-        self.visible.append(VisibleMessage(message_id, where, chat, msg_id, seq, msg_type, text, now, sent))
+        said_at = self._clock()
+        self.visible.append(
+            VisibleMessage(message_id, where, chat, msg_id, seq, msg_type, text, said_at, sent)
+        )
         self.accepted += 1
-        stamp = datetime.fromtimestamp(now, UTC).astimezone(_BEIJING).isoformat(timespec="seconds")
-        return 200, orjson.dumps({"id": message_id, "timestamp": stamp})
+        return message_id
 
-    def _refused_content(self, where: str, msg_type: int, text: str) -> bytes | None:
-        if msg_type == 2 and (not self.markdown or where in {"channels", "dms"}):  # noqa: PLR2004  # Markdown
+    def _refused_content(
+        self, where: str, chat: str, msg_type: int, text: str, sent: dict[str, Any]
+    ) -> bytes | None:
+        if msg_type == _TYPING:
+            notice = sent.get("input_notify")
+            shown_s = notice.get("input_second", 0) if isinstance(notice, dict) else 0
+            good = where == "v2/users" and 1 <= shown_s <= _TYPING_S
+            return None if good else _refusal(40034025, "input_notify")
+        if msg_type == _MEDIA:
+            media = sent.get("media")
+            info = media.get("file_info") if isinstance(media, dict) else None
+            known = self.uploaded.get(info or "", ("", {}))[0] == f"{where}/{chat}"
+            return None if known else _refusal(40034025, "file_info")
+        if msg_type == _MARKDOWN and (not self.markdown or where in {"channels", "dms"}):
             return _refusal(40034012, "不允许发送原生 markdown")
         if self.filter_links and _LINK.search(text):
             return _refusal(40054010, "不允许发送url")
@@ -464,6 +561,7 @@ class FakeQQ:
             order = _object(await request.read())
             self.down = bool(order.get("down", self.down))
             self.markdown = bool(order.get("markdown", self.markdown))
+            self.streaming = bool(order.get("streaming", self.streaming))
             if order.get("expire_tokens"):
                 self.expire_tokens()
             if isinstance(order.get("fail"), dict):
@@ -493,7 +591,7 @@ def _object(body: bytes) -> dict[str, Any]:
 def _shown(sent: dict[str, Any], msg_type: object) -> str:
     """Return what a reader sees of a message, ``""`` if QQ would not take it."""
     markdown = sent.get("markdown")
-    if msg_type == 2:  # noqa: PLR2004  # Markdown
+    if msg_type == _MARKDOWN:
         text = markdown.get("content") if isinstance(markdown, dict) else None
     else:
         text = sent.get("content")

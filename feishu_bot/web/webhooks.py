@@ -84,6 +84,7 @@ class Webhooks:
                 log.warning("request put off", extra={"account": account, "reason": str(error) or "too slow"})
                 return unavailable()
             self._step("recorded")
+            platform.recorded(received.messages)
         self._metrics.acknowledged.observe(time.perf_counter() - started)
         return await self._acknowledge(request, received)
 

@@ -17,7 +17,8 @@ from multidict import CIMultiDict
 from feishu_bot.errors import BadPayload, BadSignature, BadToken, Refused
 from feishu_bot.model import Attachment, ChatType, InboundMessage
 from feishu_bot.platforms.base import PlatformContext, Received, WebhookRequest, platform_types
-from feishu_bot.platforms.feishu import Feishu, FeishuSettings, _decrypted
+from feishu_bot.platforms.feishu import Feishu, FeishuSettings
+from feishu_bot.platforms.feishu_seal import decrypted
 from feishu_bot.testing.feishu import (
     challenge_event,
     make_event,
@@ -228,7 +229,7 @@ def test_a_signed_body_whose_padding_is_wrong_is_400(padding):
 @pytest.mark.parametrize("case", VECTORS["decrypt"], ids=lambda case: case["plaintext"][:12])
 def test_the_documented_ciphertexts_decrypt_to_their_plain_text(case):
     (_, cipher), *_ = feishu(encrypt_key=case["encrypt_key"])._ciphers
-    assert _decrypted({"encrypt": case["encrypt"]}, cipher).decode() == case["plaintext"]
+    assert decrypted({"encrypt": case["encrypt"]}, cipher).decode() == case["plaintext"]
 
 
 def test_without_an_encrypt_key_the_token_alone_proves_an_event():
