@@ -48,7 +48,7 @@ _CONVERSATION = (
 )
 _USAGE = (
     *("id", "inbox_id", "attempt", "call", "conversation_id", "user_key", "user_id", "platform", "model"),
-    *("input_tokens", "output_tokens", "cost_usd", "outcome", "at"),
+    *("input_tokens", "output_tokens", "cost_micro_usd", "outcome", "at"),
 )
 _SECONDARY: Final = (messages, conversations, usage)  # their indexes are made at the end on PostgreSQL
 

@@ -18,7 +18,8 @@ from feishu_bot.model import make_key
 from feishu_bot.platforms.custom_bot import CustomBot
 from feishu_bot.push import chat_target, push_rows
 from feishu_bot.store import controls, jobs, outbox, trouble
-from feishu_bot.texts import say
+from feishu_bot.store.work import Charge
+from feishu_bot.texts import dollars, say
 from feishu_bot.windows import window_bounds
 
 if TYPE_CHECKING:
@@ -136,15 +137,24 @@ class Alerts:
         return _Trouble("dead", {"messages": messages, "parts": parts}) if messages or parts else None
 
     def _budgets(self, tx: Transaction) -> _Trouble | None:
-        limits, zone = {}, self._settings.schedule.zone
+        zone = self._settings.schedule.zone
+        limits = {}
         for budget in self._settings.budgets:
             start, _ = window_bounds(budget.window, tx.now_ms, zone)
-            limits[budget.name] = (budget.name, start, budget.limit_tokens)
-        nearly = [(name, start, int(limit * WARN_AT)) for name, start, limit in limits.values()]
-        windows = trouble.full_windows(tx, nearly)
+            limits[budget.name] = Charge(
+                budget.name,
+                "",
+                start,
+                budget.limit_tokens,
+                None,
+                limit_requests=budget.limit_requests,
+                limit_micro_usd=budget.limit_micro_usd,
+            )
+        shares = [(limits[b.name], b.warn_at or WARN_AT) for b in self._settings.budgets]
+        windows = trouble.full_windows(tx, shares)
         if not windows:
             return None
-        shown = "\n".join(f"{w.budget} {w.key}: {w.used}/{limits[w.budget][2]}" for w in windows)
+        shown = "\n".join(f"{w.budget} {w.key}: {_shown(w, limits[w.budget])}" for w in windows)
         return _Trouble("budget", {"windows": shown}, windows)
 
     @staticmethod
@@ -229,6 +239,14 @@ class Alerts:
             secret = None if alert.secret is None else alert.secret.get_secret_value()
             bot = self._bots[alert.to] = CustomBot(alert.to, secret, network=self._settings.network)
         return bot
+
+
+def _shown(window: Window, charge: Charge) -> str:
+    """Return what is used of each limit, e.g. ``800/1000, $1.5/$2``."""
+    return ", ".join(
+        f"{dollars(window.used[n])}/{dollars(limit)}" if unit == "cost" else f"{window.used[n]}/{limit}"
+        for unit, n, limit in charge.limits(window.granted)
+    )
 
 
 def _warned(name: str, window: Window) -> str:

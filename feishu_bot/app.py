@@ -469,6 +469,9 @@ class _Watched:
         self._reached("claimed")
         return self._planner.plan(*args, **keywords)
 
+    def degrade(self, *args: Any, **keywords: Any) -> Planned:
+        return self._planner.degrade(*args, **keywords)
+
 
 def _milliseconds(length: timedelta | None) -> int | None:
     return None if length is None else int(length.total_seconds() * 1000)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from feishu_bot.hooks import COMMAND_NAME, Command, Reply
 from feishu_bot.model import ChatType, Scope
-from feishu_bot.texts import TEXTS, say
+from feishu_bot.texts import TEXTS, amount, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -215,7 +215,7 @@ class BuiltinCommands:
             )
         ]
         budgets = await context.bot.budgets(context.message)
-        lines += [_budget_line(context.bot, budget) for budget in budgets]
+        lines += [budget_line(context.bot, budget) for budget in budgets]
         if not budgets:
             lines.append(say(language, "usage_no_budget"))
         return "\n".join(lines)
@@ -225,21 +225,26 @@ def _help(name: str) -> Mapping[str, str]:
     return {language: texts[f"help_of_{name}"] for language, texts in TEXTS.items()}
 
 
-def _budget_line(bot: Bot, budget: BudgetView) -> str:
+def budget_line(bot: Bot, budget: BudgetView) -> str:
+    """Return what is used of a budget, what is left, and when it ends."""
     language = bot.language
     ends = reserved = ""
     if budget.ends_ms is not None:
         ends = say(language, "budget_ends", at=bot.local_time(budget.ends_ms))
     if budget.reserved:
-        reserved = say(language, "usage_reserved", reserved=budget.reserved)
+        reserved = say(language, "usage_reserved", reserved=amount(language, budget.unit, budget.reserved))
+    window = say(language, f"window_{budget.window}")
+    if budget.scope != "user":
+        window += say(language, "usage_shared", by=say(language, f"scope_{budget.scope}"))
+    left = max(0, budget.limit - budget.used - budget.reserved)
     return say(
         language,
         "usage_budget",
         budget=budget.name,
-        window=say(language, f"window_{budget.window}"),
-        used=budget.used,
-        limit=budget.limit,
-        left=max(0, budget.limit - budget.used - budget.reserved),
+        window=window,
+        used=amount(language, budget.unit, budget.used),
+        limit=amount(language, budget.unit, budget.limit),
+        left=amount(language, budget.unit, left),
         reserved=reserved,
         ends=ends,
     ).rstrip()

@@ -16,7 +16,7 @@ from feishu_bot.config import check_cron
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from feishu_bot.model import InboundMessage
+    from feishu_bot.model import InboundMessage, Unit
 
 
 COMMAND_NAME = re.compile(r"[^\W_][\w-]{0,31}")  # letters of any script, digits, - and _
@@ -46,7 +46,11 @@ class ConversationView:
 
 @dataclass(frozen=True, slots=True)
 class BudgetView:
-    """What is left of one budget for the speaker. ``ends_ms`` None: the window never ends."""
+    """What is left of one budget for the speaker. ``ends_ms`` None: the window never ends.
+
+    The numbers are in ``unit``: tokens, requests (calls of a model), or cost in millionths of a dollar. A budget that
+    limits several has a view for each. ``scope`` says who shares it.
+    """
 
     name: str
     window: str
@@ -54,6 +58,8 @@ class BudgetView:
     reserved: int
     limit: int
     ends_ms: int | None
+    unit: Unit = "tokens"
+    scope: Literal["user", "chat", "platform", "tenant", "global"] = "user"
 
 
 class Bot(Protocol):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from feishu_bot.ai.tokens import count_tokens
+from feishu_bot.ai.tokens import count_aside
 from feishu_bot.model import MAX_KEY_LENGTH, ChatType, End, InboundMessage, make_key, scope_key
 from feishu_bot.store.schema import OPEN
 from feishu_bot.store.work import Arrival, Quote, Recorded, Reply
@@ -24,7 +24,6 @@ SEEN = (
     "#seen"  # added to the key of an event that is not meant for the bot, so that an addressed copy is taken
 )
 NOT_ADDRESSED = "not addressed"
-_COUNT_INLINE = 4000  # characters; counting more takes a thread, so that the loop stays free to acknowledge
 
 
 @dataclass(slots=True)
@@ -99,11 +98,7 @@ class Intake:
 
     async def _tokens(self, message: InboundMessage) -> int | None:
         """Count the text's tokens, once and for all."""
-        if not message.text:
-            return None
-        if len(message.text) <= _COUNT_INLINE:
-            return count_tokens(message.text, self._model)
-        return await asyncio.to_thread(count_tokens, message.text, self._model)
+        return await count_aside(message.text, self._model) if message.text else None
 
     def _arrival(self, message: InboundMessage, tokens: int | None) -> Arrival:
         reason = self._not_for_us(message)

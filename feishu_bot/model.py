@@ -264,6 +264,9 @@ class Outgoing:
 class CallUsage:
     """What one model call cost. ``call`` counts the calls of one attempt from 0.
 
+    ``cached_tokens`` are part of the input, ``reasoning_tokens`` of the output; ``cost_micro_usd`` is in millionths
+    of a dollar, None where the model has no known price.
+
     ``outcome``: ``ok`` settles the reservation to the tokens given; ``unknown`` books it whole;
     ``failed`` releases it (the provider certainly did not bill).
     """
@@ -273,12 +276,22 @@ class CallUsage:
     input_tokens: int
     output_tokens: int
     outcome: Literal["ok", "unknown", "failed"] = "ok"
-    cost_usd: float | None = None
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost_micro_usd: int | None = None
+
+
+# What a budget limits: tokens, calls of a model, or their cost in millionths of a dollar.
+Unit = Literal["tokens", "requests", "cost"]
 
 
 @dataclass(frozen=True, slots=True)
 class BudgetRefusal:
-    """Which budget refused a call, and the numbers that the user is told. ``ends_ms`` None: never."""
+    """Which budget refused a call, and the numbers that the user is told. ``ends_ms`` None: never.
+
+    The numbers are in ``unit``; with ``unpriced`` the call's cost is not known, so no limit on costs can hold.
+    ``degrade_to``: the model that may be called instead.
+    """
 
     budget: str
     used: int
@@ -286,3 +299,6 @@ class BudgetRefusal:
     limit: int
     wanted: int
     ends_ms: int | None
+    unit: Unit = "tokens"
+    unpriced: bool = False
+    degrade_to: str | None = None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from feishu_bot import log as logs
 from feishu_bot.ai.agent import Agent
 from feishu_bot.ai.models import make_model
+from feishu_bot.ai.tokens import warm
 from feishu_bot.alerts import Alerts, Local
 from feishu_bot.controls import Controls
 from feishu_bot.errors import ConfigError
@@ -175,7 +176,7 @@ class Operation:
         found = list(changes(app.settings, loaded.settings))
         applied = [path for path in found if is_live(path)]
         restart = [path for path in found if not is_live(path)]
-        if any(path.startswith(("ai.", "budget_margin")) for path in applied):
+        if any(path.startswith(("ai.", "budget")) for path in applied):
             # Loading a model's encoding takes a while.
             agent = await asyncio.to_thread(make_agent, settings)
             self._close_later(app.agent)
@@ -205,6 +206,10 @@ class Operation:
 
 
 def make_agent(settings: BotSettings) -> Agent:
-    """Return the agent of a configuration. Raises ConfigError."""
+    """Return the agent of a configuration, for its models and those that budgets degrade to. Raises ConfigError."""
+    cheaper = [budget.degrade_to for budget in settings.budgets if budget.degrade_to is not None]
     model = make_model(settings.ai, network=settings.network)
+    for name in cheaper:
+        model.check(name)
+        warm(name)
     return Agent(settings.ai, model=model, budget_margin=settings.budget_margin)

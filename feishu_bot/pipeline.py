@@ -9,16 +9,14 @@ import asyncio
 import hashlib
 import logging
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import uuid4
-from zoneinfo import ZoneInfo
 
 import orjson
 
 from feishu_bot.ai.profile import DEFAULT
-from feishu_bot.ai.tokens import count_tokens
+from feishu_bot.ai.tokens import count_aside, count_tokens
 from feishu_bot.attachments import Attachments, noted, placeholders
 from feishu_bot.errors import BudgetExceeded, Undeliverable
 from feishu_bot.groups import metadata
@@ -99,7 +97,6 @@ class Pipeline:
         self._plugins = plugins
         self._access = access
         self._store = store
-        self._zone = ZoneInfo(settings.schedule.timezone)
         self._keeps = settings.ai.conversation_persistence.enabled
         self.indicator = Indicator(store)
         self._attachments = Attachments()
@@ -199,7 +196,7 @@ class Pipeline:
         by_plugin = await self._plugins.on_message(context)
         if by_plugin is not None:
             text, name = by_plugin
-            said = _Said(text, count_tokens(text, self._settings.ai.model), {"plugin": name})
+            said = _Said(text, await count_aside(text, self._settings.ai.model), {"plugin": name})
             return await self._answered(work, decision, context, said, self._not_called(work))
         if decision.call is None:
             return self._note(work, decision, End.REFUSED, self._say("ai_off"))
@@ -234,7 +231,7 @@ class Pipeline:
             return self._failed(work, decision, self._reason(answer), answer.calls)
         used = answer.calls[-1]
         metadata = {"model": answer.model, "finish_reason": answer.finish}
-        said = _Said(answer.text, used.output_tokens, metadata, answer.rounds)
+        said = _Said(answer.text, used.output_tokens - used.reasoning_tokens, metadata, answer.rounds)
         return await self._answered(work, decision, context, said, answer.calls)
 
     async def _too_long(self, work: Work, decision: Decision, call: CallPlan) -> Outcome | None:
@@ -248,13 +245,20 @@ class Pipeline:
         )
 
     def _reserver(self, work: Work) -> Any:
-        async def reserve(*, call: int, model: str, tokens: int) -> None:
-            message: InboundMessage = work.planned.decision.message
-            charges = self.planner.charges(message, self._store.now_ms())
-            output = self._settings.ai.max_output_tokens
-            planned = PlannedCall(model, max(0, tokens - output), tokens, charges)
+        decision: Decision = work.planned.decision
+        spared = decision.spared
+        longest = decision.call.profile.max_output_tokens if decision.call is not None else 0
+
+        async def reserve(*, call: int, model: str, tokens: int, cost: int | None) -> None:
+            nonlocal spared
+            charges = self.planner.budgets.charges(
+                decision.message, self._store.now_ms(), model=model, spared=spared
+            )
+            planned = PlannedCall(model, max(0, tokens - longest), tokens, charges, cost)
             refusal = await self._store.reserve(work, call, planned)
             if refusal is not None:
+                if refusal.degrade_to is not None:
+                    spared |= {refusal.budget}
                 raise BudgetExceeded(refusal)
 
         return reserve
@@ -282,7 +286,8 @@ class Pipeline:
         said_before = decision.again is not None
         asked = () if said_before else (self._user_message(work, decision),)
         stored = (*asked, *_steps(work, decision, said), assistant)
-        return Outcome(
+        shown = self._with_model(text, decision, calls)
+        outcome = Outcome(
             work,
             End.ANSWERED,
             "retry" if said_before else None,
@@ -291,9 +296,32 @@ class Pipeline:
             detail=decision.again,
             conversation=self._new_conversation(work, decision.message),
             calls=calls,
-            parts=self._parts(decision.message, "answer", text),
+            parts=self._parts(decision.message, "answer", shown),
             erase=not self._keeps,
         )
+        return self._with_warnings(outcome, decision.message, shown)
+
+    def _with_model(self, text: str, decision: Decision, calls: tuple[CallUsage, ...]) -> str:
+        """Return an answer with the line that a budget had another model give it, if one had."""
+        if not decision.spared or not calls:
+            return text
+        return f"{text}\n\n{self.planner.budgets.degraded(decision.spared, calls[-1].model)}"
+
+    def _with_warnings(self, outcome: Outcome, message: InboundMessage, text: str) -> Outcome:
+        """Return an outcome that tells the speaker, once per window, which budgets are nearly used up."""
+        found = self.planner.budgets.warnings(outcome.work.standings, outcome.calls)
+        if not found:
+            return outcome
+        if self._fetches(message):  # he gets one part, and none but his own
+            text = "\n\n".join([text, *(sentence for _, _, sentence in found)])
+            parts = self._parts(message, "answer", text)
+        else:
+            parts = outcome.parts
+            for window, level, sentence in found:
+                # A source of its own: of two answers that were made at once only one tells it.
+                source = make_key("warned", str(level), *map(str, reversed(window)))
+                parts += self._parts(message, "note", sentence, source=source)
+        return replace(outcome, parts=parts, told={window: level for window, level, _ in found})
 
     def _failed(self, work: Work, decision: Decision, reason: str, calls: tuple[CallUsage, ...]) -> Outcome:
         """End a message that could not be answered: its words are kept, the user gets one sentence."""
@@ -325,16 +353,7 @@ class Pipeline:
     def _over_budget(
         self, work: Work, decision: Decision, refusal: BudgetRefusal, calls: tuple[CallUsage, ...]
     ) -> Outcome:
-        ends = (
-            "" if refusal.ends_ms is None else self._say("budget_ends", at=self.local_time(refusal.ends_ms))
-        )
-        sentence = self._say(
-            "budget",
-            budget=refusal.budget,
-            used=refusal.used + refusal.reserved,
-            limit=refusal.limit,
-            ends=ends,
-        )
+        sentence = self.planner.budgets.refused(refusal, prefix=self._chat.command_prefix)
         outcome = self._note(work, decision, End.REFUSED, sentence, reason=f"budget {refusal.budget}")
         return replace(outcome, calls=calls)
 
@@ -445,23 +464,13 @@ class Pipeline:
         )
 
     def local_time(self, instant_ms: int) -> str:
-        local = datetime.fromtimestamp(instant_ms / 1000, UTC).astimezone(self._zone)
-        return local.strftime("%Y-%m-%d %H:%M")
+        return self.planner.local_time(instant_ms)
 
     async def budgets_of(self, message: InboundMessage) -> list[BudgetView]:
         """Return every budget that applies to the speaker, with what is used of it now."""
-        charges = self.planner.charges(message, self._store.now_ms())
-        found = await self._store.read(lambda tx: ledger.read_balances(tx, charges))
-        windows = {b.name: b.window for b in self._settings.budgets}
-        views = []
-        for charge in charges:
-            used, reserved = found.get((charge.budget, charge.key, charge.window_start), (0, 0))
-            views.append(
-                BudgetView(
-                    charge.budget, windows[charge.budget], used, reserved, charge.limit, charge.ends_ms
-                )
-            )
-        return views
+        budgets = self.planner.budgets
+        charges = budgets.charges(message, self._store.now_ms())
+        return budgets.views(charges, await self._store.read(lambda tx: ledger.read_balances(tx, charges)))
 
     def expired_note(self, message: InboundMessage, count: int) -> dict[str, Any] | None:
         """Return the outbox row of the note that ``count`` messages of this chat were too old to answer."""

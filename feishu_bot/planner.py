@@ -11,13 +11,13 @@ from feishu_bot.access import Access, applies
 from feishu_bot.ai.profile import DEFAULT
 from feishu_bot.ai.tokens import count_tokens
 from feishu_bot.attachments import readable
+from feishu_bot.budgets import Budgets
 from feishu_bot.commands import RETRY, CommandTable
 from feishu_bot.groups import is_shared, question, with_speakers
 from feishu_bot.model import InboundMessage, make_key
 from feishu_bot.orders import ORDERS
-from feishu_bot.store.work import Charge, ConversationState, HistoryRow, Planned, PlannedCall
+from feishu_bot.store.work import ConversationState, HistoryRow, Planned, PlannedCall
 from feishu_bot.texts import say
-from feishu_bot.windows import window_bounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from feishu_bot.model import Attachment
     from feishu_bot.platforms.base import Platform
     from feishu_bot.toolbox import Toolbox
-    from feishu_bot.windows import Window
 
 MAX_ATTEMPTS: Final = 5
 _LOOK_AGAIN_MS: Final = 60_000  # what waits, e.g. for the bot's own id, is looked at again at the latest then
@@ -50,6 +49,7 @@ class Decision:
     call: CallPlan | None = None
     attachments: tuple[Attachment, ...] = ()  # that the model is shown
     again: int | None = None  # the place of the question that is answered anew
+    spared: frozenset[str] = frozenset()  # budgets that wanted another model than they hold
 
 
 class Planner:
@@ -65,6 +65,9 @@ class Planner:
         toolbox: Toolbox,
         holds: Callable[[str, bool], bool] = lambda _account, _asks_model: False,
     ) -> None:
+        self._zone = ZoneInfo(settings.schedule.timezone)
+        self._tenants = {account: platform.settings.tenant for account, platform in platforms.items()}
+        self.budgets = Budgets(settings, tenant=self.tenant, local_time=self.local_time)
         self.configure(settings, agent)
         self.commands = CommandTable(self._chat.command_prefix, self._chat.language, [])
         persistence = settings.ai.conversation_persistence
@@ -73,21 +76,24 @@ class Planner:
         self._platforms = platforms
         self._access = access
         self._toolbox = toolbox
-        self._zone = ZoneInfo(settings.schedule.timezone)
-        self._tenants = {account: platform.settings.tenant for account, platform in platforms.items()}
-        self._windows: dict[Window, tuple[int, int | None]] = {}
 
     def configure(self, settings: BotSettings, agent: Agent) -> None:
         """Go on with other settings and another agent."""
         self._settings = settings
         self._chat = settings.chat
         self._agent = agent
+        self.budgets.configure(settings)
         within = settings.chat.answer_within
         self._answer_within_ms = None if within is None else int(within.total_seconds() * 1000)
 
     def load_commands(self, commands: Sequence[Command]) -> None:
         """Take the commands of the built-ins and of the plugins that have started."""
         self.commands = CommandTable(self._chat.command_prefix, self._chat.language, commands)
+
+    def local_time(self, instant_ms: int) -> str:
+        """Return an instant as people here write it."""
+        local = datetime.fromtimestamp(instant_ms / 1000, UTC).astimezone(self._zone)
+        return local.strftime("%Y-%m-%d %H:%M")
 
     def tenant(self, account: str) -> str:
         return str(self._tenants.get(account, "default"))
@@ -107,7 +113,7 @@ class Planner:
         if isinstance(judged, Planned):
             return judged
         message = judged
-        profile, scope = self.profile(message, conversation), self._chat.scope
+        profile = self.profile(message, conversation)
         decision = self._decide(message, attempt, received_at, now_ms, profile.model)
         if decision.command is not None:
             decision = self._again(decision, history)
@@ -115,9 +121,29 @@ class Planner:
             return Planned(wait_ms=now_ms + _LOOK_AGAIN_MS)
         if decision.kind != "answer" or not self._settings.ai.enabled:
             return Planned(decision)
+        return self._with_call(decision, history, profile, now_ms)
+
+    def degrade(
+        self, planned: Planned, history: Sequence[HistoryRow], *, model: str, budget: str, now_ms: int
+    ) -> Planned:
+        """Plan the same call to ``model``; ``budget`` counts it no more, for it limits other models."""
+        decision: Decision = planned.decision
+        call = decision.call
+        assert call is not None  # noqa: S101  # it is this call that was refused
+        decision = replace(
+            decision,
+            spared=decision.spared | {budget},
+            attachments=self._shown(decision.message, model),
+        )
+        return self._with_call(decision, history, replace(call.profile, model=model), now_ms)
+
+    def _with_call(
+        self, decision: Decision, history: Sequence[HistoryRow], profile: Profile, now_ms: int
+    ) -> Planned:
+        """Return the decision with the call that it takes, and what must be reserved for that."""
+        message, scope, shown = decision.message, self._chat.scope, decision.attachments
         if is_shared(message, scope):
             history = with_speakers(history, profile.model)
-        shown = decision.attachments
         images = sum(a.kind == "image" for a in shown)
         room = self._chat.max_input_tokens - (message.tokens or 0) if len(shown) > images else 0
         if decision.again is not None:
@@ -134,9 +160,11 @@ class Planner:
             profile=profile,
             tools=self._toolbox.choose(profile.tools),
         )
+        charges = self.budgets.charges(message, now_ms, model=call.model, spared=decision.spared)
+        cost = self._agent.most_cost(call)
         return Planned(
             replace(decision, call=call),
-            PlannedCall(call.model, call.prompt_tokens, call.reserve_tokens, self.charges(message, now_ms)),
+            PlannedCall(call.model, call.prompt_tokens, call.reserve_tokens, charges, cost),
         )
 
     def _first(
@@ -264,22 +292,6 @@ class Planner:
             return decision
         message = replace(decision.message, text=asked.content, tokens=asked.tokens)
         return replace(decision, kind="answer", message=message, command=None, again=asked.seq)
-
-    def charges(self, message: InboundMessage, now_ms: int) -> tuple[Charge, ...]:
-        """Return the budget rows a call of this speaker is held against."""
-        charges = []
-        for budget in self._settings.budgets:
-            if applies(budget.match, message):
-                start, end = self._bounds(budget.window, now_ms)
-                charges.append(Charge(budget.name, message.person, start, budget.limit_tokens, end))
-        return tuple(charges)
-
-    def _bounds(self, window: Window, now_ms: int) -> tuple[int, int | None]:
-        """Return a window's bounds; the calendar is asked once per window, not once per message."""
-        known = self._windows.get(window)
-        if known is None or now_ms < known[0] or (known[1] is not None and now_ms >= known[1]):
-            known = self._windows[window] = window_bounds(window, now_ms, self._zone)
-        return known
 
     def _say(self, key: str, **values: object) -> str:
         return say(self._chat.language, key, prefix=self._chat.command_prefix, **values)

@@ -15,7 +15,14 @@ TEXTS: Final[dict[str, dict[str, str]]] = {
         "file": "[文件：{name}]",
         "bare_mention": "我在。请在 @ 我之后写下您的问题；发送 {prefix}help 查看可用命令。",
         "no_access": "抱歉，您没有使用本机器人的权限。如需使用，请联系管理员。",
-        "budget": "您的额度已不足：预算「{budget}」已用 {used}，上限 {limit} 个 token。{ends}命令仍可使用。",
+        "budget": "您的额度已不足：预算「{budget}」已用 {amount}。{ends}命令仍可使用。",
+        "budget_nearly": "提醒：预算「{budget}」即将用完，已用 {amount}。{ends}",
+        "budget_over": "提醒：预算「{budget}」已超出，已用 {amount}，仍会继续回答。{ends}",
+        "budget_degraded": "（预算「{budget}」已用完，本次由 {model} 回答。）",
+        "budget_unpriced": "预算「{budget}」按费用限额，而当前模型没有已知价格，因此无法回答。请联系管理员。命令仍可使用。",
+        "of_tokens": "{used}，上限 {limit} 个 token",
+        "of_requests": "{used}，上限 {limit} 次调用",
+        "of_cost": "{used}，上限 {limit}",
         "budget_ends": "额度将于 {at} 恢复。",
         "expired": "服务曾中断，有 {count} 条较早的消息未能回复。如仍需要，请重新发送。",
         "closing": "仍在处理您的问题。平台只允许在限定时间内回复：如半分钟内仍未收到回答，请重新发送。",
@@ -90,6 +97,12 @@ TEXTS: Final[dict[str, dict[str, str]]] = {
         "whoami": "{name}\n标识：{person}\n用户键：{user_key}\n会话：{chat}\n权限：{role}",
         "role_admin": "管理员",
         "role_user": "普通用户",
+        "usage_shared": "，{by}",
+        "amount_requests": "{count} 次",
+        "scope_chat": "本群共用",
+        "scope_platform": "本账号共用",
+        "scope_tenant": "本租户共用",
+        "scope_global": "全体共用",
         "window_minute": "每分钟",
         "window_hour": "每小时",
         "window_day": "每日",
@@ -146,8 +159,16 @@ TEXTS: Final[dict[str, dict[str, str]]] = {
         "file": "[file: {name}]",
         "bare_mention": "I am here. Please write your question after the mention; {prefix}help lists what I can do.",
         "no_access": "Sorry, you may not use this bot. Please ask its administrator.",
-        "budget": "Not enough of your budget is left: “{budget}” has used {used} of {limit} tokens. {ends}"
+        "budget": "Not enough of your budget is left: “{budget}” has used {amount}. {ends}"
         "Commands keep working.",
+        "budget_nearly": "Note: your budget “{budget}” is nearly used up: {amount}. {ends}",
+        "budget_over": "Note: your budget “{budget}” is used up: {amount}. Answers go on. {ends}",
+        "budget_degraded": "(The budget “{budget}” is used up; {model} has answered.)",
+        "budget_unpriced": "The budget “{budget}” limits costs, and the model has no known price, so it cannot be "
+        "asked. Please tell an administrator. Commands keep working.",
+        "of_tokens": "{used} of {limit} tokens",
+        "of_requests": "{used} of {limit} calls",
+        "of_cost": "{used} of {limit}",
         "budget_ends": "It is renewed at {at}. ",
         "expired": "The service was interrupted; {count} older message(s) were not answered. "
         "Please send them again if you still need an answer.",
@@ -225,6 +246,12 @@ TEXTS: Final[dict[str, dict[str, str]]] = {
         "whoami": "{name}\nPerson: {person}\nUser key: {user_key}\nChat: {chat}\nRole: {role}",
         "role_admin": "administrator",
         "role_user": "user",
+        "usage_shared": ", {by}",
+        "amount_requests": "{count} call(s)",
+        "scope_chat": "shared by this chat",
+        "scope_platform": "shared by this account's users",
+        "scope_tenant": "shared by this tenant",
+        "scope_global": "shared by everybody",
         "window_minute": "per minute",
         "window_hour": "per hour",
         "window_day": "per day",
@@ -274,6 +301,27 @@ TEXTS: Final[dict[str, dict[str, str]]] = {
         "alert_conversations": "[{host}] There are {count} conversations, more than {most}.",
     },
 }
+
+
+def dollars(micro_usd: int) -> str:
+    """Return millionths of a dollar as people write them, never rounded: ``$0.5``, ``$12.000001``."""
+    whole, rest = divmod(micro_usd, 1_000_000)
+    cents = f"{rest:06}".rstrip("0")
+    return f"${whole}.{cents:0<2}" if cents else f"${whole}"
+
+
+def amount(language: str, unit: str, count: int) -> str:
+    """Return so much of a budget's unit: tokens are bare numbers, as the sentences expect them."""
+    if unit == "cost":
+        return dollars(count)
+    return say(language, "amount_requests", count=count) if unit == "requests" else str(count)
+
+
+def of_limit(language: str, unit: str, used: int, limit: int) -> str:
+    """Return how much of a limit is used, with its unit."""
+    if unit == "cost":
+        return say(language, "of_cost", used=dollars(used), limit=dollars(limit))
+    return say(language, f"of_{unit}", used=used, limit=limit)
 
 
 def say(language: str, key: str, **values: object) -> str:

@@ -10,6 +10,7 @@ from sqlalchemy import delete, insert, select
 from feishu_bot.store.engine import open_engine
 from feishu_bot.store.schema import (
     accounts,
+    audit,
     budget_windows,
     conversations,
     inbox,
@@ -108,8 +109,9 @@ def rows_of_every_sort() -> list[tuple[Table, list[dict[str, Any]]]]:
         for part, state in ((0, "sent"), (1, "pending"))
     ]
     call = {"inbox_id": 3, "attempt": 1, "call": 0, "platform": "web", "model": "m", "outcome": "ok"}
-    call |= {"input_tokens": 2**40, "output_tokens": 1, "cost_usd": 0.1, "at": SAID}
-    window = {"budget": "daily", "key": "web:u1", "window_start": SAID_MS, "used": 10, "reserved": 50}
+    call |= {"input_tokens": 2**40, "output_tokens": 1, "cost_micro_usd": 100_000, "at": SAID}
+    window = {"budget": "daily", "key": "web:u1", "window_start": SAID_MS, "used": 10}
+    held_in = {"reserved": 50, "reserved_requests": 1, "reserved_micro_usd": 70}
     held = {
         "inbox_id": 4,
         "attempt": 1,
@@ -117,9 +119,11 @@ def rows_of_every_sort() -> list[tuple[Table, list[dict[str, Any]]]]:
         "model": "m",
         "input_tokens": 20,
         "tokens": 50,
+        "micro_usd": 70,
         "at": SAID_MS,
     }
     held |= {"windows": f'[["daily","web:u1",{SAID_MS}]]', "ledger": '{"platform":"web","user_id":"web:u1"}'}
+    change = {"at": SAID, "actor": "web:boss", "action": "budget.grant", "target": "web:u1", "after": "{}"}
     lane = {"key": "lane", "ready_at": SAID_MS, "send_ready_at": SAID_MS}
     lane |= {"lease_owner": "host|1|1", "lease_until": SAID_MS, "lease_token": "t"}
     ended = {"day": "2025-06-18", "account": "web", "shard": 0}
@@ -133,12 +137,13 @@ def rows_of_every_sort() -> list[tuple[Table, list[dict[str, Any]]]]:
         (lanes, [lane]),
         (inbox, came),
         (outbox, sent),
-        (usage, [call, {**call, "call": 1, "cost_usd": None}]),
-        (budget_windows, [window, {**window, "key": "web:U1", "reserved": 0}]),
+        (usage, [call, {**call, "call": 1, "cost_micro_usd": None}]),
+        (budget_windows, [window | held_in, {**window, "key": "web:U1", "told": 1, "reserved": 0}]),
         (reservations, [held]),
         (accounts, [account, {**account, "name": "Ann", "role": "user"}]),
         (tokens, [token, {**token, "kind": "session", "hash": "cd" * 32, "expires_at": SAID_MS + 1}]),
         (login_attempts, [attempt]),
+        (audit, [{**change, "source": "in:1"}, {**change, "before": "{}"}]),
         (job_runs, [{"job": "cleanup", "fire_time": SAID_MS, "node": "n", "started_at": SAID_MS}]),
         (
             totals,

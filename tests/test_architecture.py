@@ -33,7 +33,7 @@ LAYERS: list[tuple[frozenset[str], bool]] = [
     (frozenset({"state", "agent_commands", "commands", "orders", "plugins"}), APART),
     (
         frozenset({"attachments", "conversation_commands", "groups", "indicator", "intake", "pipeline"})
-        | {"parts", "planner", "push", "toolbox"},
+        | {"budgets", "parts", "planner", "push", "toolbox"},
         TOGETHER,
     ),
     (

@@ -421,9 +421,8 @@ plugins: [a]
             "config.yaml:7:3: chat.answer_within: not a duration with its unit (got '6 hours'); expected a duration such "
             "as 90s, 30m, 6h or 2d, or null"
         ),
-        "config.yaml:9:15: budgets.0.limit_tokens: too small (got '-1'); expected a whole number of at least 1",
+        "config.yaml:9:15: budgets.0.limit_tokens: too small (got '-1'); expected a whole number of at least 1, or null",
         "config.yaml:10:5: budgets.1.name: missing; expected a short name",
-        "config.yaml:10:5: budgets.1.limit_tokens: missing; expected a whole number of at least 1",
         (
             "config.yaml:11:12: schedule.timezone: not a time zone (got 'Asia/Shangai'); expected a time zone such as "
             "Asia/Shanghai or UTC"
@@ -459,7 +458,14 @@ plugins: [a]
         ("server: {private_networks: [10.0.0.0/99]}", "server.private_networks.0: not an address or network"),
         ("network: {proxy: ftp://x}", "not an http(s) URL"),
         ("budgets: [{name: a, limit_tokens: 1}, {name: a, limit_tokens: 2}]", "two budgets have one name"),
-        ("budgets: [{name: a, limit_tokens: 1, scope: chat}]", "expected user"),
+        (
+            "budgets: [{name: a, limit_tokens: 1, scope: room}]",
+            "expected one of user, chat, platform, tenant",
+        ),
+        ("budgets: [{name: a}]", "limits nothing: set limit_tokens, limit_cost_usd or limit_requests"),
+        ("budgets: [{name: a, limit_requests: 1, degrade_to: echo}]", "goes with on_exceeded: degrade"),
+        ("budgets: [{name: a, limit_requests: 1, on_exceeded: degrade}]", "degrade_to goes with"),
+        ("budgets: [{name: a, limit_requests: 1, warn_at: 80}]", "expected a number above 0 to 1"),
         ("schedule: {cleanup: {cron: '0 25 * * *'}}", "the hour field is not within 0-23"),
         ("platforms: {app: [x]}", "expected a section"),
         ("platforms: [x]", "expected a section"),

@@ -16,9 +16,10 @@ from feishu_bot.ai.chat_model import ChatMessage, ChatRequest, ReportedUsage, Te
 from feishu_bot.ai.history import call_metadata, result_metadata
 from feishu_bot.ai.images import most_image_tokens, takes_images
 from feishu_bot.ai.models import ECHO
+from feishu_bot.ai.prices import Prices
 from feishu_bot.ai.profile import DEFAULT, choose_profile, make_profiles, models_of
 from feishu_bot.ai.prompt import CallPlan, Prompts, message_tokens
-from feishu_bot.ai.tokens import count_tokens, warm
+from feishu_bot.ai.tokens import count_aside, count_tokens, warm
 from feishu_bot.errors import BudgetExceeded, ModelError
 from feishu_bot.model import CallUsage
 
@@ -40,9 +41,12 @@ _WAIT_S: Final = 0.5  # where it asks for nothing
 
 
 class Reserve(Protocol):
-    """Reserves a further call before it is made; raises BudgetExceeded if a budget does not hold it."""
+    """Reserves a further call before it is made; raises BudgetExceeded if a budget does not hold it.
 
-    def __call__(self, *, call: int, model: str, tokens: int) -> Awaitable[None]: ...
+    ``cost`` is in millionths of a dollar, None where the model has no known price.
+    """
+
+    def __call__(self, *, call: int, model: str, tokens: int, cost: int | None) -> Awaitable[None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,7 @@ class Agent:
     ) -> None:
         self._settings = settings
         self._model = model
+        self._prices = Prices(settings.prices)
         self._sleep = sleep
         self._jitter = jitter
         self.profiles = make_profiles(settings)
@@ -209,10 +214,31 @@ class Agent:
                 if following is plan:
                     await self._sleep(self._wait_s(failure))
             try:
-                await reserve(call=len(calls), model=following.model, tokens=following.reserve_tokens)
+                plan = await self._reserved(following, len(calls), reserve)
             except BudgetExceeded as exceeded:
                 return AgentAnswer(None, tuple(calls), plan.model, failure, exceeded.refusal)
-            plan = following
+
+    async def _reserved(self, plan: CallPlan, call: int, reserve: Reserve) -> CallPlan:
+        """Reserve a further call, or that of another model where a budget wants one; raises BudgetExceeded."""
+        asked: set[str] = set()
+        while True:
+            asked.add(plan.model)
+            try:
+                await reserve(
+                    call=call, model=plan.model, tokens=plan.reserve_tokens, cost=self.most_cost(plan)
+                )
+            except BudgetExceeded as exceeded:
+                model = exceeded.refusal.degrade_to
+                if model is None or model in asked:
+                    raise
+                plan = self._prompts.for_model(plan, model)
+            else:
+                return plan
+
+    def most_cost(self, plan: CallPlan) -> int | None:
+        """Return what a call costs at most, in millionths of a dollar; None where the model has no known price."""
+        output = plan.max_output_tokens
+        return self._prices.cost(plan.model, plan.reserve_tokens - output, output)
 
     async def close(self) -> None:
         """Close the model's connections."""
@@ -281,12 +307,21 @@ class Agent:
         if not (plan.tools and plan.may_call):
             asked = ()  # it has made them up
         failure = None if asked or text.strip() else _no_answer(finish)
-        if usage is not None:
-            booked = CallUsage(call, plan.model, usage.input_tokens, usage.output_tokens)
-        elif failure is not None:
-            booked = _booked(plan, call)
-        else:
-            booked = CallUsage(call, plan.model, plan.prompt_tokens, _spoken(text, asked, plan.model))
+        if usage is None and failure is not None:
+            return _Outcome(_booked(plan, call), failure, text, finish, shown=bool(pieces))
+        if usage is None:
+            usage = ReportedUsage(plan.prompt_tokens, await _spoken(text, asked, plan.model))
+        booked = CallUsage(
+            call,
+            plan.model,
+            usage.input_tokens,
+            usage.output_tokens,
+            cached_tokens=usage.cached_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            cost_micro_usd=self._prices.cost(
+                plan.model, usage.input_tokens, usage.output_tokens, usage.cached_tokens
+            ),
+        )
         return _Outcome(booked, failure, text, finish, shown=bool(pieces), tool_calls=asked)
 
 
@@ -323,8 +358,9 @@ class _Tries:
         return next(self._fallbacks, None)
 
 
-def _spoken(text: str, calls: tuple[ToolCall, ...], model: str) -> int:
-    return message_tokens(ChatMessage("assistant", text, tool_calls=calls), model)
+async def _spoken(text: str, calls: tuple[ToolCall, ...], model: str) -> int:
+    words = await count_aside(text, model)
+    return words + message_tokens(ChatMessage("assistant", "", tool_calls=calls), model)
 
 
 def _round(plan: CallPlan, outcome: _Outcome, results: Sequence[str]) -> ToolRound:

@@ -117,5 +117,5 @@ def _count(text: str, model: str) -> int:
     return count_tokens(text, model)
 
 
-async def _unbounded(*, call: int, model: str, tokens: int) -> None:
+async def _unbounded(*, call: int, model: str, tokens: int, cost: int | None) -> None:
     """Reserve nothing: budgets are the server's."""

@@ -86,10 +86,12 @@ class ToolCalls:
 
 @dataclass(frozen=True, slots=True)
 class ReportedUsage:
-    """What the provider says the call cost, in tokens."""
+    """What the provider says the call cost, in tokens; those it had at hand are part of the input."""
 
     input_tokens: int
     output_tokens: int
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,7 +171,11 @@ class Completion:
         prompt, output = usage.get("prompt_tokens"), usage.get("completion_tokens")
         # Some servers count up from chunk to chunk, so the last one holds; zeros stand for "not counted".
         if type(prompt) is int and type(output) is int and min(prompt, output) >= 0 and prompt + output > 0:
-            self._usage = ReportedUsage(prompt, output)
+            cached = _detail(usage, "prompt_tokens_details", "cached_tokens")
+            for name in ("prompt_cache_hit_tokens", "cached_tokens"):  # DeepSeek's and Moonshot's own places
+                cached = cached or _count(usage.get(name))
+            reasoning = _detail(usage, "completion_tokens_details", "reasoning_tokens")
+            self._usage = ReportedUsage(prompt, output, min(cached, prompt), min(reasoning, output))
 
     def _take_document(self) -> str:
         body = b"".join(self._document)
@@ -267,6 +271,16 @@ def _whole(text: str) -> str:
     if text.isascii():
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _detail(usage: dict[str, Any], place: str, name: str) -> int:
+    details = usage.get(place)
+    return _count(details.get(name)) if isinstance(details, dict) else 0
+
+
+def _count(value: object) -> int:
+    """Return a count that a server may leave out, or null."""
+    return value if type(value) is int and value > 0 else 0
 
 
 def http_error(

@@ -6,6 +6,7 @@ copy. Text is only ever encoded as ordinary text: what a user writes is never a 
 
 from __future__ import annotations
 
+import asyncio
 import lzma
 import math
 import threading
@@ -30,6 +31,8 @@ TOKENS_OF_PRIMING: Final = 3
 # tiktoken's o200k_base panics on a million blanks in a row, and the panic is a BaseException. Pieces of this
 # size stay far below, and where they meet the count grows by 0.02 % at most.
 _PIECE_CHARS: Final = 20_000
+
+_COUNTED_AT_ONCE: Final = 4000  # characters: half a millisecond, and at most two of a single letter
 
 # How each encoding splits text before merging, from tiktoken_ext.openai_public.
 _PATTERNS: Final = MappingProxyType({
@@ -120,6 +123,13 @@ def count_tokens(text: str, model: str) -> int:
     raises for any text; lone surrogates count as U+FFFD.
     """
     return _encoder_of(model).count(text)
+
+
+async def count_aside(text: str, model: str) -> int:
+    """Count without holding up the event loop: a long text is counted in a thread (encoding frees the interpreter)."""
+    if len(text) <= _COUNTED_AT_ONCE:
+        return count_tokens(text, model)
+    return await asyncio.to_thread(count_tokens, text, model)
 
 
 def encoding_name(model: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import click
 
 from feishu_bot import __version__, log
+from feishu_bot.ai.prices import models_without_price
 from feishu_bot.config import load
 from feishu_bot.reference import platform_settings
 
@@ -38,7 +39,12 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 def load_config(config_file: str | None, overrides: dict[str, Any] | None = None) -> Loaded:
     """Read the configuration. Raises ConfigError."""
-    return load(config_file, platform_settings=platform_settings(), overrides=overrides)
+    return load(
+        config_file,
+        platform_settings=platform_settings(),
+        overrides=overrides,
+        unpriced=models_without_price,
+    )
 
 
 class _Outside:
@@ -51,6 +57,8 @@ class _Outside:
 
     def plan(self, *_args: Any, **_keywords: Any) -> Any:
         raise AssertionError("commands begin no messages")
+
+    degrade = plan
 
 
 @contextmanager

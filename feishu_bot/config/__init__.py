@@ -17,6 +17,7 @@ from feishu_bot.config.settings import (
     PersistenceSettings,
     PlatformSettings,
     PluginSettings,
+    PriceSettings,
     ScheduleSettings,
     ServerSettings,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "PersistenceSettings",
     "PlatformSettings",
     "PluginSettings",
+    "PriceSettings",
     "Rate",
     "ScheduleSettings",
     "Secret",

@@ -34,7 +34,7 @@ from feishu_bot.config.values import ACCOUNT_NAME, Marker, Secrets, Settings
 from feishu_bot.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 MAX_FILE_BYTES = 1024 * 1024
 DEFAULT_FILE = "config.yaml"
@@ -108,6 +108,7 @@ def load(
     environ: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
     folder: str | os.PathLike[str] | None = None,
+    unpriced: Callable[[BotSettings], Iterable[tuple[tuple[str, ...], str]]] = lambda _settings: (),
 ) -> Loaded:
     """Read the configuration; ConfigError holds one line per mistake.
 
@@ -117,6 +118,7 @@ def load(
         environ: the variables; None reads those of the process.
         overrides: dotted key path -> value from the command line; None values are passed over.
         folder: the working directory; None is the process's.
+        unpriced: tells which models a limit on costs cannot count, with their key paths.
     """
     working = Path(folder) if folder is not None else Path.cwd()
     file = working / (path if path is not None else DEFAULT_FILE)
@@ -133,6 +135,15 @@ def load(
     settings = builder.settings(whole)
     if settings is not None:
         _check_together(settings, whole, mistakes)
+        for place, model in unpriced(settings):
+            node = look_up(whole, list(place))
+            mistakes.add(
+                node.origin if node is not None else _DEFAULT,
+                place,
+                "a budget limits costs, and this model has no known price",
+                got=repr(model),
+                expected="a price in ai.prices",
+            )
     if mistakes.found or settings is None:
         raise ConfigError(mistakes.lines())
     base = file.parent.absolute()

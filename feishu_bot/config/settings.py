@@ -177,6 +177,16 @@ class AgentRuleSettings(Settings):
     agent: AgentName = Field(description="a name in ai.agents, or default")
 
 
+class PriceSettings(Settings):
+    """What a model costs, in US dollars per million tokens."""
+
+    input: float = Field(ge=0, le=1e6, description="tokens of the prompt")
+    cached_input: float | None = Field(
+        None, ge=0, le=1e6, description="those the provider had at hand; null: as input"
+    )
+    output: float = Field(ge=0, le=1e6, description="tokens of the answer, with what was thought")
+
+
 class AISettings(Settings):
     """The model that answers."""
 
@@ -196,6 +206,9 @@ class AISettings(Settings):
     )
     image_detail: Literal["low", "high"] = Field(
         "high", description="how closely it looks: low costs 85 tokens a picture, high up to 1445 (gpt-4o)"
+    )
+    prices: Mapping[Text, PriceSettings] = Field(
+        {}, description='model or pattern such as "openai:gpt-4o*" -> its price, before the built-in table'
     )
     max_calls: int = Field(
         200, ge=1, le=100_000, description="calls to one model at once, by each process; others wait"
@@ -262,18 +275,45 @@ class RetentionSettings(Settings):
 
 
 class BudgetSettings(Settings):
-    """One limit on tokens; several may apply and all must hold."""
+    """A limit on tokens, cost or calls; several budgets may apply and all must hold."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"), Expected("a short name")] = (
         Field(description="unique; what was used is counted under it")
     )
-    scope: Literal["user"] = Field("user", description="whose tokens are counted: user (a person)")
+    scope: Literal["user", "chat", "platform", "tenant", "global"] = Field(
+        "user", description="what is counted together: user (a person), chat, platform, tenant or global"
+    )
     window: Literal["minute", "hour", "day", "week", "month", "total"] = Field(
         "day", description="calendar window in schedule.timezone; weeks begin on Monday"
     )
-    limit_tokens: Count = Field(description="input and output tokens together")
+    limit_tokens: Count | None = Field(None, description="input and output tokens together")
+    limit_cost_usd: float | None = Field(
+        None, ge=0.000001, le=1e9, description="by ai.prices and the built-in table of prices"
+    )
+    limit_requests: Count | None = Field(None, description="calls of a model")
     match: MatchSettings | None = Field(None, description="platform, chat, user: patterns; null: all")
-    on_exceeded: Literal["reject"] = Field("reject", description="the user is told the numbers")
+    on_exceeded: Literal["reject", "degrade", "warn"] = Field(
+        "reject", description="reject, degrade (to degrade_to) or warn (goes on); the user is told"
+    )
+    degrade_to: Text | None = Field(
+        None, description="the model then; its calls are not counted here, so bound them by another budget"
+    )
+    warn_at: float | None = Field(
+        None, gt=0, le=1, description="a share such as 0.8: who is counted is told once per window"
+    )
+
+    @property
+    def limit_micro_usd(self) -> int | None:
+        """The limit on costs in millionths of a dollar."""
+        return None if self.limit_cost_usd is None else round(self.limit_cost_usd * 1_000_000)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.limit_tokens is None and self.limit_cost_usd is None and self.limit_requests is None:
+            raise ValueError("limits nothing: set limit_tokens, limit_cost_usd or limit_requests")
+        if (self.degrade_to is not None) is not (self.on_exceeded == "degrade"):
+            raise ValueError("degrade_to goes with on_exceeded: degrade")
+        return self
 
 
 class NetworkSettings(Settings):

@@ -37,7 +37,15 @@ if TYPE_CHECKING:
 
     from feishu_bot.model import BudgetRefusal
     from feishu_bot.store.history import HistoryCache
-    from feishu_bot.store.work import HistoryRow, NewPart, Outcome, PlannedCall, Transaction, Work
+    from feishu_bot.store.work import (
+        HistoryRow,
+        NewPart,
+        Outcome,
+        PlannedCall,
+        Transaction,
+        WindowKey,
+        Work,
+    )
 
 AnyRow = Row[*tuple[Any, ...]]
 
@@ -143,8 +151,8 @@ def commit(
         _end(tx, live, shard)
         change_conversations(tx, live, cache)
         ids = _store_messages(tx, live, cache, keep_turns)
-        _settle(tx, live)
         sending = _hand_out(tx, live)
+        _settle(tx, live)  # last: rows of shared budgets are locked for as short as can be
     else:
         ids, sending = {}, {}
     results: list[Committed | LeaseLost] = []
@@ -301,8 +309,12 @@ def _settle(tx: Transaction, live: list[Item]) -> None:
     conversation_ids = {
         i.outcome.work.inbox_id: i.conversation.id if i.conversation is not None else None for i in live
     }
+    told: dict[WindowKey, int] = {}
+    for item in live:
+        for window, level in item.outcome.told.items():
+            told[window] = max(level, told.get(window, 0))
     # All of them, also those without a planned call: no reservation outlives its message.
-    budgets.settle(tx, [i.outcome.work.inbox_id for i in live], calls, conversation_ids)
+    budgets.settle(tx, [i.outcome.work.inbox_id for i in live], calls, conversation_ids, told=told)
 
 
 def _end(tx: Transaction, live: list[Item], shard: int) -> None:
@@ -444,6 +456,6 @@ def reserve_calls(
         budgets.CallRequest(work.inbox_id, work.run, call, planned, ledger_of(work))
         for work, call, planned in (requests[i] for i in held)
     ]
-    for index, refusal in zip(held, budgets.reserve(tx, calls), strict=True):
-        answers[index] = refusal
+    for index, reserved in zip(held, budgets.reserve(tx, calls), strict=True):
+        answers[index] = reserved.refusal
     return answers

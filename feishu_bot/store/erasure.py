@@ -25,6 +25,7 @@ from feishu_bot.store.schema import (
     NOT_CLEARED,
     OPEN,
     UNSENT,
+    audit,
     budget_windows,
     conversations,
     inbox,
@@ -54,6 +55,7 @@ TITLE_CHARS: Final = 50  # a title that nobody chose is the beginning of the fir
 _SCANNED: Final = 1000  # queue rows looked at by one read
 _GIVEN_UP: Final = frozenset({End.DEAD.value, End.EXPIRED.value})
 
+_MICRO = 1_000_000  # parts of a dollar in the ledger
 _c, _m, _i, _o, _u = conversations.c, messages.c, inbox.c, outbox.c, usage.c
 _SEEN = _c.hidden_at.is_(None)
 
@@ -201,8 +203,9 @@ class _Count:
         tokens = func.sum(_u.input_tokens + _u.output_tokens)
         ledger = select(func.count(), tokens).where(_u.user_id.in_(person.ids))
         receipt.usage_rows, receipt.usage_tokens = self._numbers(ledger)
-        cost = select(func.sum(_u.cost_usd)).where(_u.user_id.in_(person.ids))
-        receipt.usage_cost_usd = self._database.read(lambda tx: tx.connection.execute(cost).scalar_one())
+        cost = select(func.sum(_u.cost_micro_usd)).where(_u.user_id.in_(person.ids))
+        micro_usd = self._database.read(lambda tx: tx.connection.execute(cost).scalar_one())
+        receipt.usage_cost_usd = None if micro_usd is None else int(micro_usd) / _MICRO
         windows = select(func.count()).where(budget_windows.c.key.in_((*person.keys, *person.ids)))
         (receipt.budget_windows,) = self._numbers(windows)
         receipt.lanes = len(_find_lanes(self._database, person))
@@ -290,6 +293,7 @@ class _Erase:
             self._repeat(lambda tx, piece=piece: {"": done} if (done := piece(tx)) else {})  # type: ignore[misc]
         self._repeat(self._anonymise_usage)
         self._do(self._remove_windows)
+        self._do(self._anonymise_audit)
         self._lanes()
         self._compact()
 
@@ -468,7 +472,7 @@ class _Erase:
     # ------------------------------------------------------------------------------- ledger and budgets
 
     def _anonymise_usage(self, tx: Transaction) -> _Done:
-        columns = (_u.id, _u.user_key, _u.input_tokens, _u.output_tokens, _u.cost_usd)
+        columns = (_u.id, _u.user_key, _u.input_tokens, _u.output_tokens, _u.cost_micro_usd)
         wanted = select(*columns).where(_u.user_id.in_(self._person.ids)).order_by(_u.id).limit(PIECE)
         rows = tx.connection.execute(wanted.with_for_update()).all()
         nobody: dict[str, Any] = {"user_key": None, "user_id": None, "conversation_id": None}
@@ -481,17 +485,24 @@ class _Erase:
             tx.connection.execute(update(usage).where(_u.id.in_(others)).values(nobody))
         if not rows:
             return {}
-        costs = [row.cost_usd for row in rows if row.cost_usd is not None]
+        costs = [row.cost_micro_usd for row in rows if row.cost_micro_usd is not None]
         return {
             "usage_rows": len(rows),
             "usage_tokens": sum(row.input_tokens + row.output_tokens for row in rows),
-            **({"usage_cost_usd": sum(costs)} if costs else {}),
+            **({"usage_cost_usd": sum(costs) / _MICRO} if costs else {}),
         }
 
     def _remove_windows(self, tx: Transaction) -> _Done:
         keys = (*self._person.keys, *self._person.ids)
         gone = delete(budget_windows).where(budget_windows.c.key.in_(keys))
         return {"budget_windows": int(tx.connection.execute(gone).rowcount)}
+
+    def _anonymise_audit(self, tx: Transaction) -> _Done:
+        """Have the record of what was changed say what, and no longer to whom or by whom."""
+        keys = (*self._person.keys, *self._person.ids)
+        for column in (audit.c.actor, audit.c.target):
+            tx.connection.execute(update(audit).where(column.in_(keys)).values({column.name: None}))
+        return {}
 
     def _lanes(self) -> None:
         """Remove the lanes that carry the name; one with something in it again is a new message's."""

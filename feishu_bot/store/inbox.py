@@ -25,7 +25,6 @@ from feishu_bot.store.work import Arrival, ConversationState, Lease, NoWork, Quo
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from feishu_bot.model import BudgetRefusal
     from feishu_bot.store.work import HistoryRow, Planner, Transaction
 
 log = logging.getLogger(__name__)
@@ -325,7 +324,7 @@ def begin(
             ledger = ledger_of(work)
             requests.append((len(results), budgets.CallRequest(row.id, row.runs, 0, planned.call, ledger)))
         results.append(work)
-    _reserve_first_calls(tx, requests, results)
+    _reserve_first_calls(tx, requests, results, planner)
     _let_go(tx, leases[0], idle, waiting)
     return results
 
@@ -343,13 +342,32 @@ def ledger_of(work: Work) -> dict[str, Any]:
 
 
 def _reserve_first_calls(
-    tx: Transaction, requests: list[tuple[int, budgets.CallRequest]], results: list[Work | NoWork]
+    tx: Transaction,
+    requests: list[tuple[int, budgets.CallRequest]],
+    results: list[Work | NoWork],
+    planner: Planner,
 ) -> None:
-    refusals: list[BudgetRefusal | None] = budgets.reserve(tx, [request for _, request in requests])
-    for (index, _), refusal in zip(requests, refusals, strict=True):
-        work = results[index]
-        if refusal is not None and isinstance(work, Work):
-            results[index] = replace(work, refusal=refusal)
+    """Reserve the calls; where a budget wants another model then, that one's call instead."""
+    while requests:
+        again: list[tuple[int, budgets.CallRequest]] = []
+        reserved = budgets.reserve(tx, [request for _, request in requests])
+        for (index, request), answer in zip(requests, reserved, strict=True):
+            work = results[index]
+            if not isinstance(work, Work) or answer is budgets.RESERVED:
+                continue
+            model, budget = answer.model, ""
+            if answer.refusal is not None:
+                model, budget = answer.refusal.degrade_to, answer.refusal.budget
+            if model is None:
+                results[index] = replace(work, refusal=answer.refusal, standings=answer.standings)
+                continue
+            planned = planner.degrade(
+                work.planned, work.history, model=model, budget=budget, now_ms=tx.now_ms
+            )
+            results[index] = replace(work, planned=planned, standings=answer.standings)
+            if answer.refusal is not None and planned.call is not None:
+                again.append((index, request._replace(planned=planned.call)))
+        requests = again
 
 
 def _take_lanes(tx: Transaction, leases: Sequence[Lease]) -> dict[str, tuple[int | None, int | None]]:

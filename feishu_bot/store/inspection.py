@@ -32,11 +32,14 @@ from feishu_bot.store.schema import (
 )
 from feishu_bot.store.shadow import remove_leftovers
 from feishu_bot.store.snapshot import driver_errors, one_instant, sqlite_path
+from feishu_bot.store.work import Amounts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlalchemy import Connection, Engine
+
+    from feishu_bot.store.work import WindowKey
 
 _SHOWN = 5  # examples of what is wrong
 _ENDS = [end.value for end in End]
@@ -182,23 +185,40 @@ def _reservations(connection: Connection) -> str:
 
 def _budgets(connection: Connection) -> str:
     """Compare what budget windows say is reserved with the reservations."""
-    held: dict[tuple[str, str, int], int] = {}
-    for row in connection.execute(select(reservations.c.tokens, reservations.c.windows)):
+    r, w = reservations.c, budget_windows.c
+    held: dict[WindowKey, Amounts] = {}
+    for row in connection.execute(select(r.tokens, r.micro_usd, r.windows)):
         for window in orjson.loads(row.windows):
             key = (window[0], window[1], window[2])
-            held[key] = held.get(key, 0) + row.tokens
-    w = budget_windows.c
+            held[key] = held.get(key, Amounts()) + Amounts(row.tokens, 1, row.micro_usd or 0)
+    reserved = (w.reserved, w.reserved_requests, w.reserved_micro_usd)
     said = {
-        (r.budget, r.key, r.window_start): r.reserved
-        for r in connection.execute(
-            select(w.budget, w.key, w.window_start, w.reserved).where(w.reserved != 0)
+        (row.budget, row.key, row.window_start): Amounts(*tuple(row)[3:])
+        for row in connection.execute(
+            select(w.budget, w.key, w.window_start, *reserved).where(
+                or_(*(column != 0 for column in reserved))
+            )
         )
     }
-    wrong = [key for key in sorted(held.keys() | said.keys()) if held.get(key, 0) != said.get(key, 0)]
+    nothing = Amounts()
+    wrong = [
+        key for key in sorted(held.keys() | said.keys()) if held.get(key, nothing) != said.get(key, nothing)
+    ]
     shown = [
-        f"{key[0]} of {key[1]}: {said.get(key, 0)} instead of {held.get(key, 0)}" for key in wrong[:_SHOWN]
+        f"{key[0]} of {key[1]}: {_differing(said.get(key, nothing), held.get(key, nothing))}"
+        for key in wrong[:_SHOWN]
     ]
     return f"{len(wrong)} budget windows have wrong reservations: {'; '.join(shown)}" if wrong else ""
+
+
+def _differing(said: Amounts, held: Amounts) -> str:
+    """Return the first amounts that differ, with their unit."""
+    units = ("tokens", "calls", "millionths of a dollar")
+    return next(
+        f"{one} instead of {other} {unit}"
+        for one, other, unit in zip(said, held, units, strict=True)
+        if one != other
+    )
 
 
 def _lanes(connection: Connection) -> str:

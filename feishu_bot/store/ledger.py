@@ -23,7 +23,9 @@ _SUMS = (
     func.count(),
     func.sum(_u.input_tokens),
     func.sum(_u.output_tokens),
-    func.sum(_u.cost_usd),
+    func.sum(_u.cached_tokens),
+    func.sum(_u.reasoning_tokens),
+    func.sum(_u.cost_micro_usd),
 )
 
 
@@ -36,14 +38,7 @@ def usage_total(
 ) -> dict[str, Any]:
     """Return calls, tokens and cost from one instant to before another; a cost of None is not known."""
     statement = select(*_SUMS).where(*_within(since, until, tenant_id))
-    calls, tokens_in, tokens_out, cost = tx.connection.execute(statement).one()
-    return {
-        "calls": int(calls),
-        "input_tokens": int(tokens_in or 0),
-        "output_tokens": int(tokens_out or 0),
-        "total_tokens": int(tokens_in or 0) + int(tokens_out or 0),
-        "cost_usd": None if cost is None else float(cost),
-    }
+    return statistics.usage_sums(tx.connection.execute(statement).one())
 
 
 def usage_by(

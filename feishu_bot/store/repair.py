@@ -72,8 +72,10 @@ INSERT INTO totals (day, account, "end", shard, count) VALUES (?, ?, ?, 0, ?)
 ON CONFLICT (day, account, "end", shard) DO UPDATE SET count = count + excluded.count
 """
 _RESERVE = """
-INSERT INTO budget_windows (budget, key, window_start, used, reserved) VALUES (?, ?, ?, 0, ?)
-ON CONFLICT (budget, key, window_start) DO UPDATE SET reserved = reserved + excluded.reserved
+INSERT INTO budget_windows (budget, key, window_start, reserved, reserved_requests, reserved_micro_usd)
+VALUES (?, ?, ?, ?, 1, ?)
+ON CONFLICT (budget, key, window_start) DO UPDATE SET reserved = reserved + excluded.reserved,
+reserved_requests = reserved_requests + 1, reserved_micro_usd = reserved_micro_usd + excluded.reserved_micro_usd
 """
 
 
@@ -107,15 +109,17 @@ def repair(path: Path, *, now: datetime) -> int:
 
 def _hold_reserved(driver: sqlite3.Connection) -> None:
     """Have the budget windows reserve what the reservations say; one that cannot be read is dropped."""
-    driver.execute("UPDATE budget_windows SET reserved = 0")
-    rows = driver.execute("SELECT inbox_id, attempt, call, windows, tokens FROM reservations").fetchall()
-    for *key, windows, tokens in rows:
+    driver.execute("UPDATE budget_windows SET reserved = 0, reserved_requests = 0, reserved_micro_usd = 0")
+    rows = driver.execute(
+        "SELECT inbox_id, attempt, call, windows, tokens, coalesce(micro_usd, 0) FROM reservations"
+    ).fetchall()
+    for *key, windows, tokens, micro_usd in rows:
         try:
             held = [(str(budget), str(name), int(start)) for budget, name, start in orjson.loads(windows)]
         except (ValueError, TypeError):
             driver.execute("DELETE FROM reservations WHERE inbox_id = ? AND attempt = ? AND call = ?", key)
             continue
-        driver.executemany(_RESERVE, [(*window, max(0, tokens)) for window in held])
+        driver.executemany(_RESERVE, [(*window, max(0, tokens), max(0, micro_usd)) for window in held])
 
 
 def _keep_used(driver: sqlite3.Connection, table: str, highest: int | None) -> None:

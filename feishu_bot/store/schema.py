@@ -17,7 +17,6 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     DateTime,
-    Double,
     ForeignKey,
     Index,
     Integer,
@@ -286,7 +285,11 @@ usage = _table(
     Column("model", String(255), nullable=False),
     Column("input_tokens", BigInteger, nullable=False),
     Column("output_tokens", BigInteger, nullable=False),
-    Column("cost_usd", Double),
+    Column("cached_tokens", BigInteger, nullable=False, server_default="0"),  # of the input
+    Column("reasoning_tokens", BigInteger, nullable=False, server_default="0"),  # of the output
+    Column(
+        "cost_micro_usd", BigInteger
+    ),  # millionths of a dollar, so that sums are exact; null: no price known
     Column("outcome", Key(16), nullable=False),
     Column("at", UTCDateTime, nullable=False),
     UniqueConstraint("inbox_id", "attempt", "call"),
@@ -300,9 +303,25 @@ budget_windows = _table(
     Column("budget", Key(64), primary_key=True),
     Column("key", Key(), primary_key=True),
     Column("window_start", BigInteger, primary_key=True, autoincrement=False),
-    Column("used", BigInteger, nullable=False, server_default="0"),
+    # All three are counted whatever the budget limits now: another limit then finds what was used.
+    Column("used", BigInteger, nullable=False, server_default="0"),  # tokens
     Column("reserved", BigInteger, nullable=False, server_default="0"),
-    CheckConstraint("used >= 0 AND reserved >= 0", name="not_negative"),
+    Column("used_requests", BigInteger, nullable=False, server_default="0"),
+    Column("reserved_requests", BigInteger, nullable=False, server_default="0"),
+    Column("used_micro_usd", BigInteger, nullable=False, server_default="0"),
+    Column("reserved_micro_usd", BigInteger, nullable=False, server_default="0"),
+    # What operators have added to the limits, for this window.
+    Column("granted", BigInteger, nullable=False, server_default="0"),
+    Column("granted_requests", BigInteger, nullable=False, server_default="0"),
+    Column("granted_micro_usd", BigInteger, nullable=False, server_default="0"),
+    Column(
+        "told", Integer, nullable=False, server_default="0"
+    ),  # 1: that it is nearly used up, 2: that it is
+    CheckConstraint(
+        "used >= 0 AND reserved >= 0 AND used_requests >= 0 AND reserved_requests >= 0"
+        " AND used_micro_usd >= 0 AND reserved_micro_usd >= 0",
+        name="not_negative",
+    ),
     sqlite_with_rowid=False,
 )
 
@@ -314,6 +333,7 @@ reservations = _table(
     Column("model", String(255), nullable=False),
     Column("input_tokens", BigInteger, nullable=False),  # of ``tokens``, what the prompt takes
     Column("tokens", BigInteger, nullable=False),
+    Column("micro_usd", BigInteger),  # null: no price known
     Column("windows", LongText(), nullable=False),  # JSON: [[budget, key, window_start], …]
     Column("ledger", LongText(), nullable=False),  # JSON: who is booked if the call's outcome stays unknown
     Column("at", BigInteger, nullable=False),
@@ -339,6 +359,23 @@ totals = _table(
     Column("shard", Integer, primary_key=True, autoincrement=False),  # so that processes do not share a row
     Column("count", BigInteger, nullable=False),
     sqlite_with_rowid=False,
+)
+
+# Who has changed what, for good.
+audit = _table(
+    "audit",
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("at", UTCDateTime, nullable=False),
+    Column("actor", Key()),  # a person, or the command line's user; null: forgotten
+    Column("action", Key(64), nullable=False),  # budget.grant, …
+    Column("target", Key()),  # what was changed; null: a person who was forgotten
+    Column("before", LongText()),  # JSON
+    Column("after", LongText()),
+    Column(
+        "source", Key(), unique=True
+    ),  # of an order that may be carried out twice: the second changes nothing
+    Index(None, "at"),
+    sqlite_autoincrement=True,
 )
 
 processes = _table(

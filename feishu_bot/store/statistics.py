@@ -129,8 +129,9 @@ def usage_by(
             func.count(),
             func.sum(_u.input_tokens),
             func.sum(_u.output_tokens),
-            tokens,
-            func.sum(_u.cost_usd),
+            func.sum(_u.cached_tokens),
+            func.sum(_u.reasoning_tokens),
+            func.sum(_u.cost_micro_usd),
         ),
         _u.at,
         _u.tenant_id,
@@ -140,14 +141,21 @@ def usage_by(
     )
     order = group.desc() if by == "day" else tokens.desc()
     rows = tx.connection.execute(statement.group_by(group).order_by(order, group).limit(limit))
-    return [
-        {
-            by: None if row[0] is None else str(row[0]),
-            "calls": int(row[1]),
-            "input_tokens": int(row[2]),
-            "output_tokens": int(row[3]),
-            "total_tokens": int(row[4]),
-            "cost_usd": None if row[5] is None else float(row[5]),
-        }
-        for row in rows
-    ]
+    return [{by: None if row[0] is None else str(row[0])} | usage_sums(row[1:]) for row in rows]
+
+
+def usage_sums(row: Sequence[Any]) -> dict[str, Any]:
+    """Return calls, tokens and cost from a row of their sums; a cost of None is not known.
+
+    The ledger counts millionths of a dollar, so that sums are exact.
+    """
+    calls, tokens_in, tokens_out, cached, reasoning, cost = row
+    return {
+        "calls": int(calls),
+        "input_tokens": int(tokens_in or 0),
+        "output_tokens": int(tokens_out or 0),
+        "total_tokens": int(tokens_in or 0) + int(tokens_out or 0),
+        "cached_tokens": int(cached or 0),
+        "reasoning_tokens": int(reasoning or 0),
+        "cost_usd": None if cost is None else int(cost) / 1_000_000,
+    }

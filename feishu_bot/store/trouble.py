@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from sqlalchemy import func, or_, select, tuple_
 
 from feishu_bot.model import End
+from feishu_bot.store import budgets
 from feishu_bot.store.schema import budget_windows, conversations, inbox, outbox, usage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from feishu_bot.store.work import Transaction
+    from feishu_bot.store.work import Amounts, Charge, Transaction
 
 _SHOWN = 20  # budget windows told of at once
 
@@ -36,23 +37,35 @@ class Window(NamedTuple):
     budget: str
     key: str
     window_start: int
-    used: int
+    used: Amounts
+    granted: Amounts
 
     @property
     def name(self) -> str:
         return f"{self.window_start}:{self.budget}:{self.key}"[:255]
 
 
-def full_windows(tx: Transaction, limits: Sequence[tuple[str, int, int]]) -> list[Window]:
-    """Return the windows with at least so much used; ``limits``: budget, start of its window, tokens."""
-    w = budget_windows.c
+def full_windows(tx: Transaction, limits: Sequence[tuple[Charge, float]]) -> list[Window]:
+    """Return the windows of which at least a share is used; ``limits``: a budget's window for anybody, the share."""
     if not limits:
         return []
-    which = tuple_(w.budget, w.window_start).in_([(budget, start) for budget, start, _ in limits])
-    enough = or_(*((w.budget == budget) & (w.used >= tokens) for budget, _, tokens in limits))
-    statement = select(w.budget, w.key, w.window_start, w.used).where(which, enough)
-    rows = tx.connection.execute(statement.order_by(w.used.desc()).limit(_SHOWN))
-    return [Window(*row) for row in rows]
+    w = budget_windows.c
+    places = (
+        (w.used, w.granted),
+        (w.used_requests, w.granted_requests),
+        (w.used_micro_usd, w.granted_micro_usd),
+    )
+    which = tuple_(w.budget, w.window_start).in_([(c.budget, c.window_start) for c, _ in limits])
+    enough = or_(
+        *(
+            (w.budget == charge.budget) & (places[n][0] >= int(limit * share) + places[n][1] * share)
+            for charge, share in limits
+            for _, n, limit in charge.limits()
+        )
+    )
+    statement = select(*budgets.WINDOW, *budgets.BALANCE).where(which, enough)
+    rows = tx.connection.execute(statement.order_by(w.used.desc(), w.budget, w.key).limit(_SHOWN))
+    return [Window(*key, balance.used, balance.granted) for key, balance in map(budgets.balance_of, rows)]
 
 
 def tokens_since(tx: Transaction, since_ms: int) -> int:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 from feishu_bot.store.schema import OPEN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from sqlalchemy import Connection, RowMapping
 
-    from feishu_bot.model import BudgetRefusal, CallUsage, End, InboundMessage
+    from feishu_bot.model import BudgetRefusal, CallUsage, End, InboundMessage, Unit
 
     StoredRow = Mapping[str, Any] | RowMapping  # a row with all columns, by their names
 
@@ -122,25 +122,95 @@ class HistoryRow(NamedTuple):
     tools: str | None = None
 
 
+class Amounts(NamedTuple):
+    """What calls take: tokens, their number, and their cost in millionths of a dollar."""
+
+    tokens: int = 0
+    requests: int = 0
+    micro_usd: int = 0
+
+    def __add__(self, other: object) -> Amounts:
+        if not isinstance(other, Amounts):
+            return NotImplemented
+        return Amounts(
+            self.tokens + other.tokens, self.requests + other.requests, self.micro_usd + other.micro_usd
+        )
+
+    def __sub__(self, other: Amounts) -> Amounts:
+        return Amounts(
+            self.tokens - other.tokens, self.requests - other.requests, self.micro_usd - other.micro_usd
+        )
+
+
+WindowKey = tuple[str, str, int]  # budget, key, window_start
+
+
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """One budget row that a call is held against. ``ends_ms`` None: the window never ends."""
+    """One budget row that a call is held against. ``ends_ms`` None: the window never ends.
+
+    ``limit`` (tokens), ``limit_requests`` and ``limit_micro_usd``: None where that is not limited. A ``soft`` one
+    counts and never refuses. ``degrade_to``: the model to call instead of one that this refuses. ``watched``: whoever
+    is charged wants to hear when it is nearly used up.
+    """
 
     budget: str
     key: str
     window_start: int
-    limit: int
+    limit: int | None
     ends_ms: int | None
+    limit_requests: int | None = None
+    limit_micro_usd: int | None = None
+    soft: bool = False
+    degrade_to: str | None = None
+    watched: bool = False
+
+    @property
+    def window(self) -> WindowKey:
+        return (self.budget, self.key, self.window_start)
+
+    def limits(self, granted: Amounts = Amounts()) -> Iterator[tuple[Unit, int, int]]:  # noqa: B008  # immutable
+        """Yield what is limited: the unit, its place in ``Amounts``, and the limit with what was granted."""
+        if self.limit is not None:
+            yield "tokens", 0, self.limit + granted.tokens
+        if self.limit_requests is not None:
+            yield "requests", 1, self.limit_requests + granted.requests
+        if self.limit_micro_usd is not None:
+            yield "cost", 2, self.limit_micro_usd + granted.micro_usd
+
+
+class Balance(NamedTuple):
+    """What a budget row says. ``told``: 1 that it is nearly used up, 2 that it is."""
+
+    used: Amounts = Amounts()
+    reserved: Amounts = Amounts()
+    granted: Amounts = Amounts()
+    told: int = 0
+
+
+class Standing(NamedTuple):
+    """How a watched budget stood when a call was reserved."""
+
+    charge: Charge
+    balance: Balance
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedCall:
-    """A model call to be reserved: ``tokens`` in all, of which ``input_tokens`` are the prompt's."""
+    """A model call to be reserved: ``tokens`` in all, of which ``input_tokens`` are the prompt's.
+
+    ``micro_usd``: what it costs at most; None where the model has no known price.
+    """
 
     model: str
     input_tokens: int
     tokens: int
     charges: tuple[Charge, ...] = ()
+    micro_usd: int | None = None
+
+    @property
+    def amounts(self) -> Amounts:
+        return Amounts(self.tokens, 1, self.micro_usd or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +243,12 @@ class Planner(Protocol):
         now_ms: int,
     ) -> Planned: ...
 
+    def degrade(
+        self, planned: Planned, history: Sequence[HistoryRow], *, model: str, budget: str, now_ms: int
+    ) -> Planned:
+        """Plan the same call to ``model``, for ``budget`` does not hold it."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -191,6 +267,7 @@ class Work:
     planned: Planned
     refusal: BudgetRefusal | None
     more: bool  # other messages wait in the lane behind this one
+    standings: tuple[Standing, ...] = ()
 
 
 class NoWork(StrEnum):
@@ -281,6 +358,9 @@ class Outcome:
     calls: tuple[CallUsage, ...] = ()
     parts: tuple[NewPart, ...] = ()
     erase: bool = False  # keep no text in the inbox row
+    told: Mapping[WindowKey, int] = field(
+        default_factory=dict
+    )  # of which budgets the speaker is told how they stand
 
 
 @dataclass(frozen=True, slots=True)

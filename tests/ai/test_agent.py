@@ -28,7 +28,7 @@ class Budget:
         self.left = calls
         self.asked = []
 
-    async def __call__(self, *, call, model, tokens):
+    async def __call__(self, *, call, model, tokens, cost):
         self.asked.append((call, model, tokens))
         if not self.left:
             raise BudgetExceeded(REFUSAL)
@@ -188,7 +188,7 @@ async def test_the_echo_settles_to_its_own_count(make):
     plan = plan_of(agent, "hello world")
     answer = await agent.answer(plan, reserve=Budget())
     assert answer.text == "hello world"
-    assert answer.calls == (CallUsage(0, "echo", plan.prompt_tokens, 2),)
+    assert answer.calls == (CallUsage(0, "echo", plan.prompt_tokens, 2, cost_micro_usd=0),)
 
 
 async def test_without_reported_usage_our_own_count_is_booked(make, server):

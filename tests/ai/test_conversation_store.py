@@ -673,12 +673,12 @@ def test_usage_is_read_from_the_ledger(manager):
             connection.execute(
                 text(
                     "INSERT INTO usage (inbox_id, attempt, call, user_id, platform, model, input_tokens,"
-                    " output_tokens, cost_usd, outcome, at)"
-                    " VALUES (:n, 1, 0, :person, 'a', :model, 10, 5, 0.5, 'ok', '2025-01-08 10:00:00')"
+                    " output_tokens, cost_micro_usd, outcome, at)"
+                    " VALUES (:n, 1, 0, :person, 'a', :model, 10, 5, 500000, 'ok', '2025-01-08 10:00:00')"
                     if manager.engine.dialect.name != "mysql"
                     else "INSERT INTO `usage` (inbox_id, attempt, `call`, user_id, platform, model, input_tokens,"
-                    " output_tokens, cost_usd, outcome, `at`)"
-                    " VALUES (:n, 1, 0, :person, 'a', :model, 10, 5, 0.5, 'ok', '2025-01-08 10:00:00')"
+                    " output_tokens, cost_micro_usd, outcome, `at`)"
+                    " VALUES (:n, 1, 0, :person, 'a', :model, 10, 5, 500000, 'ok', '2025-01-08 10:00:00')"
                 ),
                 {"n": n, "person": person, "model": model},
             )

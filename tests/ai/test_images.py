@@ -126,7 +126,7 @@ async def _no_sleep(_: float) -> None:
     pass
 
 
-async def _unbounded(*, call, model, tokens):
+async def _unbounded(*, call, model, tokens, cost):
     pass
 
 

@@ -69,7 +69,7 @@ def call(n, *, user="web:ann", model="echo", at=NOON, tokens=10, cost=None, chat
         "model": model,
         "input_tokens": tokens,
         "output_tokens": 1,
-        "cost_usd": cost,
+        "cost_micro_usd": None if cost is None else round(cost * 1_000_000),
         "outcome": "ok",
         "at": at,
     }
@@ -278,6 +278,8 @@ def test_usage_is_summed_by_whatever_is_asked_for(bot, database):
         "input_tokens": 107,
         "output_tokens": 3,
         "total_tokens": 110,
+        "cached_tokens": 0,
+        "reasoning_tokens": 0,
         "cost_usd": 0.75,
     }
 

@@ -128,3 +128,117 @@ async def test_a_retry_that_no_longer_fits_is_not_made(
     assert row.reason.endswith("no budget for another call")
     assert model.count == 1
     sqlite_record.check_accounts()
+
+
+# ---------------------------------------------------------------------------- scopes, and what happens beyond
+
+
+def calls(name, limit, scope, **more):
+    return {"name": name, "window": "total", "limit_requests": limit, "scope": scope, **more}
+
+
+async def test_each_scope_counts_together_what_it_says(bots, people, model, feishu, db_url, record):
+    """Two calls for a chat, three for an account, a tenant or everybody: each refuses when its own are used."""
+    scopes = [calls("chat", 2, "chat"), calls("account", 4, "platform"), calls("all", 5, "global")]
+    config = configuration(db_url, feishu=feishu, model=model, budgets=[*scopes, calls("own", 3, "tenant")])
+    bot = await bots.start(config)
+    for n, user in enumerate(("ann", "bob", "cid"), start=1):
+        await people.say(bot, "hi", user=user, chat="oc_team")
+        await people.replies(n, "oc_team")
+    *answers, refused = await people.replies(3, "oc_team")
+    assert answers == ["echo: hi"] * 2
+    assert "“chat” has used 2 of 2 calls" in refused
+    await people.say(bot, "hi", user="ann")
+    assert await people.replies(1, "oc_ann") == ["echo: hi"], "another chat, and the third call of the tenant"
+    await people.say(bot, "hi", user="bob")
+    assert "“own” has used 3 of 3 calls" in (await people.replies(1, "oc_bob"))[0]
+    await record.settled()
+    windows = {(w.budget, w.key): w.used_requests for w in record.rows(schema.budget_windows)}
+    assert windows == {
+        ("chat", "feishu:oc_team"): 2,
+        ("chat", "feishu:private:ou_ann"): 1,
+        ("chat", "feishu:private:ou_bob"): 0,
+        ("account", "feishu"): 3,
+        ("own", "default"): 3,
+        ("all", "*"): 3,
+    }
+
+
+async def test_a_budget_that_degrades_has_the_other_model_answer_and_says_so(
+    bots, people, model, feishu, db_url, record
+):
+    dear = {**calls("dear", 1, "user"), "on_exceeded": "degrade", "degrade_to": "any:small"}
+    hard = calls("hard", 3, "user")
+    config = configuration(db_url, feishu=feishu, model=model, budgets=[dear, hard])
+    bot = await bots.start(config)
+    for n in range(1, 5):
+        await people.say(bot, "hi")
+        await people.replies(n)
+    first, second, third, fourth = await people.replies(4)
+    assert first == "echo: hi"
+    assert second == third == "echo: hi\n\n(The budget “dear” is used up; any:small has answered.)"
+    assert "“hard” has used 3 of 3 calls" in fourth
+    await record.settled()
+    assert [r.model for r in model.requests][1:] == ["small", "small"]
+    assert [m.content for m in record.messages(role="assistant")] == ["echo: hi"] * 3
+    windows = {w.budget: (w.used_requests, w.reserved_requests) for w in record.rows(schema.budget_windows)}
+    assert windows == {"dear": (1, 0), "hard": (3, 0)}
+
+
+async def test_a_budget_that_warns_goes_on_and_tells_it_once(bots, people, model, feishu, db_url, record):
+    soft = {**calls("soft", 2, "user"), "on_exceeded": "warn", "warn_at": 0.5}
+    bot = await bots.start(configuration(db_url, feishu=feishu, model=model, budgets=[soft]))
+    expected = []
+    for note in ("nearly used up: 1 of 2 calls.", None, "used up: 3 of 2 calls. Answers go on.", None):
+        await people.say(bot, "hi")
+        expected += ["echo: hi"] if note is None else ["echo: hi", f"Note: your budget “soft” is {note}"]
+        assert await people.replies(len(expected)) == expected
+    await record.settled()
+    (window,) = record.rows(schema.budget_windows)
+    assert (window.used_requests, window.told) == (4, 2)
+
+
+async def test_of_answers_made_at_once_one_tells_that_a_budget_is_nearly_used_up(
+    bots, people, model, feishu, db_url, record
+):
+    model.default = Behaviour(delay_s=0.3)
+    near = {**calls("near", 100, "user"), "warn_at": 0.01}
+    bot = await bots.start(configuration(db_url, feishu=feishu, model=model, budgets=[near]))
+    await asyncio.gather(*(people.say(bot, "hi", chat=f"oc_{n}") for n in range(8)))
+    texts = await people.replies(9)
+    await record.settled()
+    assert sorted(texts)[-8:] == ["echo: hi"] * 8
+    assert sum("nearly used up" in text for text in people.feishu.texts()) == 1
+
+
+async def test_a_cost_budget_holds_by_the_prices_of_the_configuration(
+    bots, people, model, feishu, sqlite_url, sqlite_record
+):
+    prices = {"openai:*": {"input": 1000, "cached_input": 100, "output": 2000}}
+    cost = {"name": "money", "window": "day", "limit_cost_usd": 0.4, "scope": "global"}
+    bot = await bots.start(
+        configuration(
+            sqlite_url,
+            feishu=feishu,
+            model=model,
+            budgets=[cost],
+            ai={"max_output_tokens": 100, "prices": prices},
+        )
+    )
+    for n in range(1, 20):
+        await people.say(bot, "hi")
+        if "“money”" in (await people.replies(n))[-1]:
+            break
+    assert "of $0.40. It is renewed" in people.feishu.texts()[-1]
+    await people.say(bot, "/usage")
+    shown = (await people.replies(n + 1))[-1]
+    await sqlite_record.settled()
+    booked = sqlite_record.ledger()
+    assert booked
+    for call in booked:
+        assert call.cost_micro_usd == 1000 * call.input_tokens + 2000 * call.output_tokens
+    (window,) = sqlite_record.rows(schema.budget_windows)
+    assert window.used_micro_usd == sum(call.cost_micro_usd for call in booked) <= 400_000
+    assert (window.reserved_micro_usd, window.key) == (0, "*")
+    assert "“money” (per day, shared by everybody): $0." in shown
+    assert "used of $0.40, $0." in shown

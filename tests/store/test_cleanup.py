@@ -234,8 +234,8 @@ async def test_a_lane_at_work_is_not_pruned(store):
 async def test_a_reservation_that_outlived_its_message_is_booked(store):
     await receive(store, "ended", "open")
     await end(store, await begin(store))
-    window = {"budget": "daily", "key": "web:u1", "window_start": 0, "used": 5, "reserved": 0}
-    await put(store, budget_windows, window | {"reserved": 300})
+    window = {"budget": "daily", "key": "web:u1", "window_start": 0}
+    await put(store, budget_windows, window | {"used": 5, "reserved": 300, "reserved_requests": 3})
     ledger = {"user_key": "web:private:u1", "platform": "web", "tenant_id": "default"}
     reserved = {
         "attempt": 1,
@@ -251,7 +251,9 @@ async def test_a_reservation_that_outlived_its_message_is_booked(store):
     assert await store.run(removing.settle_orphans) == 2
     assert await store.run(removing.settle_orphans) == 0
     assert [row["inbox_id"] for row in await rows(store, reservations)] == [2]
-    assert await rows(store, budget_windows) == [window | {"used": 205, "reserved": 100}]
+    (found,) = await rows(store, budget_windows)
+    assert (found["used"], found["reserved"]) == (205, 100)
+    assert (found["used_requests"], found["reserved_requests"]) == (2, 1)
     assert [(row["input_tokens"], row["output_tokens"]) for row in await rows(store, usage)] == [(60, 40)] * 2
 
 

@@ -39,7 +39,7 @@ from feishu_bot.store.work import (
 from tests.transact import DAILY, LANE, Database, answered, row_locks
 
 BOB = "user:web:private:bob"
-OK = CallUsage(0, "echo", 40, 10, cost_usd=0.5)
+OK = CallUsage(0, "echo", 40, 10, cost_micro_usd=500_000)
 
 
 def nothing_was_stored(db):
@@ -77,7 +77,12 @@ def test_an_answer_is_stored_with_all_that_it_means(db):
         ("in:1", "answer", 1, LANE),
     ]
     booked = db.row(usage)
-    assert (booked.input_tokens, booked.output_tokens, booked.cost_usd, booked.outcome) == (40, 10, 0.5, "ok")
+    assert (booked.input_tokens, booked.output_tokens, booked.cost_micro_usd, booked.outcome) == (
+        40,
+        10,
+        500_000,
+        "ok",
+    )
     assert booked.conversation_id == conversation.id
     assert (db.row(budget_windows).used, db.row(budget_windows).reserved) == (50, 0)
     assert db.rows(reservations) == []

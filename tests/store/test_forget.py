@@ -94,7 +94,7 @@ def ledger(n, user_key, tokens, *, chat_id=None, cost=None):
         "model": "echo",
         "input_tokens": tokens,
         "output_tokens": 1,
-        "cost_usd": cost,
+        "cost_micro_usd": None if cost is None else round(cost * 1_000_000),
         "outcome": "ok",
         "at": AT,
     }
@@ -230,13 +230,13 @@ def test_the_ledger_keeps_its_sums_and_no_name(desk):
     leave_traces(desk)
     desk.forget()
     found = [
-        (r["user_key"], r["user_id"], r["chat_id"], r["input_tokens"], r["cost_usd"])
+        (r["user_key"], r["user_id"], r["chat_id"], r["input_tokens"], r["cost_micro_usd"])
         for r in desk.rows(usage)
     ]
     assert found == [
-        (None, None, None, 100, 0.5),
+        (None, None, None, 100, 500_000),
         (None, None, "g1", 50, None),
-        ("qq:group:ann", "qq:ann", "g1", 7, 0.25),
+        ("qq:group:ann", "qq:ann", "g1", 7, 250_000),
     ]
 
 

@@ -299,7 +299,7 @@ def test_the_call_of_an_attempt_that_died_is_booked_whole_exactly_once(db):
     db.begin_one(token="t2", rerun=True)
     booked = db.row(usage)
     assert (booked.attempt, booked.outcome, booked.input_tokens + booked.output_tokens) == (1, "unknown", 300)
-    assert (booked.user_id, booked.model, booked.cost_usd) == ("web:ann", "echo", None)
+    assert (booked.user_id, booked.model, booked.cost_micro_usd) == ("web:ann", "echo", None)
     window = db.row(budget_windows)
     assert (window.used, window.reserved) == (300, 300)
     assert [(r.attempt, r.tokens) for r in db.rows(reservations)] == [(2, 300)]
