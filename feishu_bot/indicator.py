@@ -63,15 +63,20 @@ class Indicator:
 
     @contextmanager
     def watch(
-        self, platform: Platform | None, message: InboundMessage, *, live: bool = False
+        self,
+        platform: Platform | None,
+        message: InboundMessage,
+        on_text: Callable[[str], None] | None = None,
+        *,
+        live: bool = False,
     ) -> Iterator[Callable[[str], None] | None]:
         """Show it while this block lasts. A failure to show it, or to take it back, changes nothing.
 
-        ``live``: the answer may be seen while it is written; then this gives what takes it piece by piece, where
-        the platform can show it.
+        Gives what is to be told of the answer piece by piece: ``on_text``, and if the answer may be seen while it
+        is written (``live``), what shows it, where the platform can.
         """
         if platform is None:
-            yield None
+            yield on_text
             return
         target = Target.of(message)
         every_s = platform.shows_text(target) if live else None
@@ -79,12 +84,12 @@ class Indicator:
             text = _Text(self.after_s, every_s)
             self._start(text.show(platform, target))
             try:
-                yield text.add
+                yield _both(on_text, text.add)
             finally:
                 text.is_over = True
             return
         with self._sign(platform, target):
-            yield None
+            yield on_text
 
     @contextmanager
     def _sign(self, platform: Platform, target: Target) -> Iterator[None]:
@@ -176,3 +181,15 @@ class Indicator:
             log.debug("typing not shown", extra={"reason": error.reason})
         elif error is not None:
             log.error("typing failed", exc_info=error)
+
+
+def _both(first: Callable[[str], None] | None, second: Callable[[str], None]) -> Callable[[str], None]:
+    """Return one that tells both."""
+    if first is None:
+        return second
+
+    def tell(piece: str) -> None:
+        first(piece)
+        second(piece)
+
+    return tell

@@ -205,7 +205,7 @@ class Pipeline:
         platform, message = self._platforms.get(work.message.account), decision.message
         detail = self._settings.ai.image_detail
         live = not self._plugins.change_answers
-        with self.indicator.watch(platform, message, live=live) as seen:
+        with self.indicator.watch(platform, message, on_text, live=live) as tell:
             async with self._attachments.loaded(
                 platform, message, decision.attachments, detail=detail
             ) as shown:
@@ -222,7 +222,7 @@ class Pipeline:
                 answer = await self._agent.answer(
                     call,
                     reserve=self._reserver(work),
-                    on_text=_both(on_text, seen),
+                    on_text=tell,
                     run_tools=partial(self._toolbox.run, context, call.tools),
                 )
         if answer.text is None:
@@ -639,20 +639,6 @@ def _chat_note(work: Work, message: InboundMessage) -> dict[str, Any]:
     """Return the chat of an answer in a conversation that spans several."""
     noted = metadata(message, work.lease.lane_key)
     return {CHAT: noted[CHAT]} if CHAT in noted else {}
-
-
-def _both(
-    first: Callable[[str], None] | None, second: Callable[[str], None] | None
-) -> Callable[[str], None] | None:
-    """Return one that tells both."""
-    if first is None or second is None:
-        return first or second
-
-    def tell(piece: str) -> None:
-        first(piece)
-        second(piece)
-
-    return tell
 
 
 def _storable(text: str) -> str:
