@@ -9,7 +9,7 @@ import sys
 
 from benchmarks.processes import ROOT
 
-FIGURES = ("durable_echo", "server", "library")
+FIGURES = ("durable_echo", "server", "library", "scaling")
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ USERS = 400
 KEY = "benchmark-encrypt-key"
 
 _CONFIG = """
-server: {{port: {port}}}
+server: {{port: {port}, workers: {workers}, min_free_mb: 0}}
 ai: {{conversation_persistence: {{db_url: "{db_url}"}}}}
 plugins: {{enabled: []}}
 platforms:
@@ -69,16 +69,16 @@ def make_bodies(count: int, salt: str) -> list[tuple[dict[str, str], bytes]]:
 
 @contextmanager
 def echo_server(
-    folder: Path, db_url: str, *, profile: Path | None = None
+    folder: Path, db_url: str, *, profile: Path | None = None, workers: int = 1, keep: int = 10
 ) -> Iterator[tuple[subprocess.Popen[bytes], int, int]]:
     """Run a fake platform and the server that answers there; yield the server, its port and the platform's."""
     port, platform = free_port(), free_port()
     config = folder / "config.yaml"
     config.write_text(
-        _CONFIG.format(port=port, platform=platform, key=KEY, db_url=db_url),
+        _CONFIG.format(port=port, platform=platform, key=KEY, db_url=db_url, workers=workers),
         encoding="utf-8",
     )
-    fake = ["-m", "feishu_bot.testing.feishu", "--port", str(platform), "--keep", "10"]
+    fake = ["-m", "feishu_bot.testing.feishu", "--port", str(platform), "--keep", str(keep)]
     run = [str(ROOT / "bot.py"), "run", "--config", str(config)]
     if profile is not None:
         run = ["-m", "cProfile", "-o", str(profile), *run]

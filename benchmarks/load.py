@@ -1,7 +1,8 @@
 """Prepared requests, sent as fast as the other side answers them, over kept-alive connections.
 
 Run as a program it reads a file of requests (4 bytes of length before each) and prints one JSON line: how many were
-answered 200, how long it took, and the latencies' 50th, 99th and 100th percentile in milliseconds.
+answered 200, how long it took, and the latencies' 50th, 99th and 100th percentile in milliseconds. With ``--repeat``
+what was not answered 200, or was broken off, is sent again after a moment, as platforms do.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 
 _SIZE = struct.Struct(">I")
+_REPEAT_S = 0.2
 
 
 def write_requests(path: Path, host: str, target: str, bodies: list[tuple[dict[str, str], bytes]]) -> None:
@@ -38,31 +40,64 @@ def _read_requests(path: Path) -> list[bytes]:
     return requests
 
 
+class _Connection:
+    """One kept-alive connection, made anew when it breaks."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._address = (host, port)
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def post(self, request: bytes) -> bool:
+        """Return whether the answer was 200. Raises OSError or EOFError when the connection breaks."""
+        if self._streams is None:
+            self._streams = await asyncio.open_connection(*self._address)
+        reader, writer = self._streams
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        lower = head.lower()
+        length = int(lower.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
+        if length:
+            await reader.readexactly(length)
+        if b"connection: close" in lower:
+            self.close()
+        return head.startswith(b"HTTP/1.1 200")
+
+    def close(self) -> None:
+        if self._streams is not None:
+            self._streams[1].close()
+            self._streams = None
+
+
 async def _send(
-    host: str, port: int, requests: list[bytes], connections: int, rate: float | None
+    host: str, port: int, requests: list[bytes], connections: int, rate: float | None, *, repeat: bool
 ) -> dict[str, float]:
     latencies: list[float] = []
-    answered = 0
+    answered = repeated = 0
     queue = iter(enumerate(requests))
-    start = time.perf_counter()
+    began_at, start = time.time(), time.perf_counter()
 
     async def connection() -> None:
-        nonlocal answered
-        reader, writer = await asyncio.open_connection(host, port)
+        nonlocal answered, repeated
+        line = _Connection(host, port)
         for number, request in queue:
             if rate is not None:  # offered load: each request has its instant, whatever became of the others
                 await asyncio.sleep(max(0.0, start + number / rate - time.perf_counter()))
             began = time.perf_counter()
-            writer.write(request)
-            head = await reader.readuntil(b"\r\n\r\n")
-            lower = head.lower()
-            length = int(lower.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
-            if length:
-                await reader.readexactly(length)
+            while True:
+                try:
+                    taken = await line.post(request)
+                except (OSError, EOFError):
+                    if not repeat:
+                        raise
+                    line.close()
+                    taken = False
+                if taken or not repeat:
+                    break
+                repeated += 1
+                await asyncio.sleep(_REPEAT_S)
             latencies.append(time.perf_counter() - began)
-            answered += head.startswith(b"HTTP/1.1 200")
-        writer.close()
-        await writer.wait_closed()
+            answered += taken
+        line.close()
 
     await asyncio.gather(*(connection() for _ in range(connections)))
     seconds = time.perf_counter() - start
@@ -70,6 +105,8 @@ async def _send(
     count = len(latencies)
     return {
         "answered": answered,
+        "repeated": repeated,
+        "began_at": began_at,
         "seconds": seconds,
         "p50_ms": latencies[count // 2] * 1000,
         "p99_ms": latencies[min(count - 1, count * 99 // 100)] * 1000,
@@ -84,11 +121,19 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--rate", type=float, default=None, help="requests per second; default: closed loop")
+    parser.add_argument("--repeat", action="store_true", help="send again what was not answered 200")
     parser.add_argument("file", type=Path)
     arguments = parser.parse_args()
     requests = _read_requests(arguments.file)
     result = asyncio.run(
-        _send(arguments.host, arguments.port, requests, arguments.connections, arguments.rate)
+        _send(
+            arguments.host,
+            arguments.port,
+            requests,
+            arguments.connections,
+            arguments.rate,
+            repeat=arguments.repeat,
+        )
     )
     sys.stdout.write(json.dumps(result) + "\n")
 

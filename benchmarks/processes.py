@@ -71,12 +71,25 @@ def wait_until_ready(port: int) -> None:
 
 
 def cpu_seconds(child: subprocess.Popen[bytes]) -> float:
-    """Return the processor time a process has used; 0.0 where the system does not tell (no /proc)."""
+    """Return the processor time of a process and its workers; 0.0 where the system does not tell (no /proc)."""
+    return sum(cpu_seconds_of(pid) for pid in (child.pid, *children(child.pid)))
+
+
+def cpu_seconds_of(pid: int) -> float:
+    """Return the processor time that one process has used; 0.0 where nobody tells, or it has ended."""
     try:
-        fields = Path(f"/proc/{child.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return 0.0
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started and that still run."""
+    try:
+        return [int(name) for name in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()]
+    except OSError:
+        return []
 
 
 def resident_mb(child: subprocess.Popen[bytes]) -> float:
@@ -101,13 +114,43 @@ def get_json(url: str) -> Any:
             return json.load(error)
 
 
-def run_load(file: Path, port: int, *, connections: int = 64, rate: float | None = None) -> dict[str, float]:
+def run_load(
+    file: Path, port: int, *, connections: int = 64, rate: float | None = None, repeat: bool = False
+) -> dict[str, float]:
     """Send a file of requests from a process of its own."""
+    with start_load(file, port, connections=connections, rate=rate, repeat=repeat) as load:
+        return load.result()
+
+
+class Load:
+    """Requests that are being sent."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def result(self) -> dict[str, float]:
+        """Return what became of them, once all are sent."""
+        output, _ = self._process.communicate(timeout=600)
+        if self._process.returncode:
+            raise RuntimeError(f"the load ended with exit code {self._process.returncode}")
+        found: dict[str, float] = json.loads(output)
+        return found
+
+
+@contextmanager
+def start_load(
+    file: Path, port: int, *, connections: int = 64, rate: float | None = None, repeat: bool = False
+) -> Iterator[Load]:
+    """Begin to send a file of requests from a process of its own; ``repeat`` what was not answered 200."""
     arguments = ["-m", "benchmarks.load", "--port", str(port), "--connections", str(connections)]
     if rate is not None:
         arguments += ["--rate", str(rate)]
-    output = subprocess.run(
-        [sys.executable, *arguments, str(file)], check=True, capture_output=True, cwd=ROOT, timeout=600
-    )
-    result: dict[str, float] = json.loads(output.stdout)
-    return result
+    if repeat:
+        arguments += ["--repeat"]
+    with subprocess.Popen(
+        [sys.executable, *arguments, str(file)], stdout=subprocess.PIPE, cwd=ROOT
+    ) as process:
+        try:
+            yield Load(process)
+        finally:
+            process.kill()

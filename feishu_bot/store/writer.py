@@ -30,6 +30,7 @@ from feishu_bot.store.engine import (
     is_refusal,
     reason_of,
 )
+from feishu_bot.store.turn import Turn
 from feishu_bot.store.work import Transaction
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ class _Line:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._connection: Connection | None = None
+        self.turn = Turn(engine)
         self._dirty = False  # SQLite's log has grown since it was cut
 
     def get(self) -> Connection:
@@ -298,6 +300,7 @@ class Writer:
             ended = True
         finally:
             line.drop()
+            line.turn.close()
             if not ended and self._is_current():
                 self._replace("the writer thread has ended")
 
@@ -407,7 +410,7 @@ class Writer:
     def _transact(self, line: _Line, run: _Run) -> tuple[list[Sequence[Any]], list[Callable[[], None]]]:
         connection = line.get()
         results: dict[int, Sequence[Any]] = {}
-        with connection.begin():
+        with line.turn, connection.begin():
             self._clock.sync(connection)
             tx = Transaction(connection, self._capabilities.kind, self._clock.now_ms(), rerun=run.rerun)
             for group in _groups(run.jobs):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import resource
 import threading
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import pytest
 from sqlalchemy import column, event, insert, select, text, update
 
 from feishu_bot.errors import StoreError, StoreUnavailable
+from feishu_bot.store import turn
 from feishu_bot.store import writer as writing
 from feishu_bot.store.engine import database_now_ms, open_engine
 from feishu_bot.store.schema import job_runs, totals
@@ -350,6 +352,37 @@ async def test_a_file_that_stays_locked_is_told_to_all_that_wait_at_once(sqlite_
     await asyncio.to_thread(writer.stop)
     engine.dispose()
     db.close()
+
+
+def line_of(sqlite_url: str) -> Path:
+    return Path(sqlite_url.removeprefix("sqlite:///") + turn.SUFFIX)
+
+
+@contextmanager
+def turn_of_another(sqlite_url: str):
+    with line_of(sqlite_url).open("r+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        yield
+
+
+async def test_processes_that_write_to_one_file_stand_in_line(sqlite_url):
+    async with writer_on(sqlite_url) as writer:
+        assert await writer.submit(save, ["a"]) == ["saved a"]
+        with turn_of_another(sqlite_url):
+            task = asyncio.create_task(writer.submit(save, ["b"]))
+            done, _ = await asyncio.wait([task], timeout=0.2)
+            assert not done, "it is the other's turn"
+        assert await task == ["saved b"]
+        async with writer_on(sqlite_url) as second:
+            both = [w.submit(save, [f"{i} {n}"]) for n in range(20) for i, w in enumerate((writer, second))]
+            assert len(await asyncio.gather(*both)) == 40
+
+
+async def test_where_no_line_can_be_formed_writers_wait_as_sqlite_does(sqlite_url):
+    await asyncio.to_thread(line_of(sqlite_url).mkdir)
+    async with writer_on(sqlite_url) as writer, writer_on(sqlite_url) as second:
+        both = [w.submit(save, [f"{i} {n}"]) for n in range(20) for i, w in enumerate((writer, second))]
+        assert len(await asyncio.gather(*both)) == 40
 
 
 # ------------------------------------------------------------------------------------------ lost connections
