@@ -25,8 +25,9 @@ from feishu_bot.metrics import Metrics
 from feishu_bot.model import End
 from feishu_bot.operation import Operation, Process, make_agent
 from feishu_bot.orders import OperatorCommands
-from feishu_bot.pipeline import ChatBot, Pipeline
+from feishu_bot.pipeline import Pipeline
 from feishu_bot.platforms.base import PlatformContext, platform_types
+from feishu_bot.plugin_bot import ChatBot
 from feishu_bot.plugins import Plugins
 from feishu_bot.retention import Retention
 from feishu_bot.schedule import Job, Schedule, cleanup, remove_hidden
@@ -209,6 +210,12 @@ class App:
             max_chars=lambda: self.settings.chat.max_message_length,
             sent=self.delivery.nudge,
         )
+        doors = Doors(
+            self.store,
+            self.settings.server,
+            account=account,
+            language=lambda: self.settings.chat.language,
+        )
         webhooks = Webhooks(
             self.platforms, self.intake, self.gate, self.metrics, clock=clock, reached=self._reached
         )
@@ -216,7 +223,7 @@ class App:
         health = Health(self.metrics, broken=self._broken, degraded=self._degraded)
         return Server(
             self.settings.server,
-            doors=Doors(self.store, self.settings.server, language=lambda: self.settings.chat.language),
+            doors=doors,
             webhooks=webhooks,
             sockets=sockets,
             chat=chat,

@@ -58,6 +58,7 @@ class Controls:
         reload: Callable[[], Awaitable[Mapping[str, Any]]],
         is_order: Callable[[InboundMessage], bool],
         words: Callable[[], Mapping[str, Any]] = dict,
+        stop: Callable[[str], object] = lambda _event_key: None,
     ) -> None:
         self._store = store
         self._worker = worker
@@ -68,6 +69,7 @@ class Controls:
         self._reload = reload
         self._is_order = is_order
         self._words = words  # more for the report
+        self._stop = stop
         self._reload_seen = 0
         self._reloaded: Mapping[str, Any] | None = None
         self._orders = orders.Orders()
@@ -123,6 +125,8 @@ class Controls:
             for account in self._platforms:
                 if before.pause_of(account) is not None and found.pause_of(account) is None:
                     self._delivery.hasten(account)
+        for event_key in found.stops:
+            self._stop(event_key)
         await self._drain(str(self._store.owner) in found.drains)
         if found.reload_at > self._reload_seen:
             self._reload_seen = found.reload_at

@@ -71,6 +71,7 @@ class Operation:
             reload=self.reload,
             is_order=app.pipeline.planner.is_order,
             words=self._words,
+            stop=app.waiters.stop,
         )
         self.alerts = Alerts(
             app.settings,

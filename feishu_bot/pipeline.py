@@ -25,7 +25,8 @@ from feishu_bot.indicator import Indicator
 from feishu_bot.model import CallUsage, ChatType, End, InboundMessage, Target, make_key
 from feishu_bot.parts import CALL, part_payload
 from feishu_bot.planner import Planner
-from feishu_bot.push import chat_target, person_target, push_rows
+from feishu_bot.plugin_bot import ChatBot
+from feishu_bot.push import push_rows
 from feishu_bot.split import fit_text
 from feishu_bot.store import budgets as ledger
 from feishu_bot.store import outbox
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from feishu_bot.ai.prompt import CallPlan
     from feishu_bot.config import BotSettings
     from feishu_bot.hooks import StoredMessage
+    from feishu_bot.live import Live
     from feishu_bot.model import BudgetRefusal
     from feishu_bot.planner import Decision
     from feishu_bot.platforms.base import Platform
@@ -120,18 +122,18 @@ class Pipeline:
 
     # ------------------------------------------------------------------------------------------ answering
 
-    async def answer(self, work: Work, on_text: Callable[[str], None] | None = None) -> Outcome:
+    async def answer(self, work: Work, on_text: Live | None = None) -> Outcome:
         """Return all that ending this message means. No transaction is open while this waits.
 
         ``on_text`` gets the answer piece by piece, for somebody who waits for it in this process.
         """
         outcome = await self._outcome(work, on_text)
-        if self._keeps or on_text is None:
+        if self._keeps or on_text is None or not on_text.has_listener():
             return outcome
         # Whoever fetches his answer from the record gets this one from memory.
         return replace(outcome, parts=tuple(replace(p, erase=p.sent) for p in outcome.parts))
 
-    async def _outcome(self, work: Work, on_text: Callable[[str], None] | None) -> Outcome:
+    async def _outcome(self, work: Work, on_text: Live | None) -> Outcome:
         decision: Decision = work.planned.decision
         match decision.kind:
             case "event":
@@ -191,7 +193,7 @@ class Pipeline:
             erase=not self._keeps,
         )
 
-    async def _reply(self, work: Work, decision: Decision, on_text: Callable[[str], None] | None) -> Outcome:
+    async def _reply(self, work: Work, decision: Decision, on_text: Live | None) -> Outcome:
         context = self._context(work, decision.message)
         by_plugin = await self._plugins.on_message(context)
         if by_plugin is not None:
@@ -219,12 +221,16 @@ class Pipeline:
                     call = await asyncio.to_thread(self._agent.enclose, call, shown.images, shown.words)
                     if shown.words and (refused := await self._too_long(work, decision, call)):
                         return refused
-                answer = await self._agent.answer(
+                asking = self._agent.answer(
                     call,
                     reserve=self._reserver(work),
                     on_text=tell,
                     run_tools=partial(self._toolbox.run, context, call.tools),
                 )
+                answer = await (asking if on_text is None else on_text.until_stopped(asking))
+        if answer is None:
+            said_so_far = on_text.said if on_text is not None else ""
+            return await self._stopped(work, decision, context, call.model, said_so_far)
         if answer.text is None:
             if answer.refusal is not None and answer.failure is None:
                 return self._over_budget(work, decision, answer.refusal, answer.calls)
@@ -233,6 +239,27 @@ class Pipeline:
         metadata = {"model": answer.model, "finish_reason": answer.finish}
         said = _Said(answer.text, used.output_tokens - used.reasoning_tokens, metadata, answer.rounds)
         return await self._answered(work, decision, context, said, answer.calls)
+
+    async def _stopped(
+        self, work: Work, decision: Decision, context: Context, model: str, text: str
+    ) -> Outcome:
+        """End a message whose asker wants no more: what he has seen is the answer.
+
+        Nobody knows what the provider bills for a call that was broken off, so it is booked whole.
+        """
+        if text.strip():
+            tokens = await asyncio.to_thread(count_tokens, text, model)
+            said = _Said(text, tokens, {"model": model, "finish_reason": "stopped"})
+            return await self._answered(work, decision, context, said, ())
+        return Outcome(
+            work,
+            End.ANSWERED,
+            "stopped",
+            messages=(self._user_message(work, decision),) if self._keeps and decision.again is None else (),
+            conversation=self._new_conversation(work, decision.message),
+            parts=self._parts(decision.message, "note", self._say("stopped")),
+            erase=not self._keeps,
+        )
 
     async def _too_long(self, work: Work, decision: Decision, call: CallPlan) -> Outcome | None:
         """Refuse a question that a file has made longer than what is allowed, and reserved for."""
@@ -550,66 +577,6 @@ class Pipeline:
         if answer.refusal is not None:
             return f"model {answer.model}: {answer.failure}; no budget for another call"
         return f"model {answer.model}: {answer.failure}"
-
-
-class ChatBot:
-    """What commands and plugins may ask the server for. ``sent`` is told of lanes with something to send."""
-
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        settings: Mapping[str, Any],
-        *,
-        name: str = "builtin",
-        sent: Callable[[str], None] = lambda _lane: None,
-    ) -> None:
-        self._pipeline = pipeline
-        self._name = name
-        self._settings = settings
-        self._sent = sent
-
-    @property
-    def language(self) -> str:
-        return self._pipeline.language
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        return self._settings
-
-    def local_time(self, instant_ms: int) -> str:
-        return self._pipeline.local_time(instant_ms)
-
-    async def budgets(self, message: InboundMessage) -> Sequence[BudgetView]:
-        return await self._pipeline.budgets_of(message)
-
-    async def send(
-        self,
-        platform: str,
-        text: str,
-        *,
-        chat: str | None = None,
-        user: str | None = None,
-        key: str | None = None,
-    ) -> None:
-        if (chat is None) == (user is None):
-            raise ValueError("send: expected one of chat and user")
-        to = chat_target(chat) if chat is not None else person_target(platform, user or "")
-        rows = self._pipeline.push_rows_of(
-            platform, to, text, make_key("plugin", self._name, key or str(uuid4()))
-        )
-        await self._pipeline.push(*rows)
-        self._sent(rows[0]["lane_key"])
-
-    async def call(self, where: InboundMessage | str, action: str, /, **params: Any) -> Any:
-        if isinstance(where, str):
-            return await self._pipeline.callable_platform(where).call(action, params)
-        self_id = str(where.extra.get("self_id") or "")
-        return await self._pipeline.callable_platform(where.account).call(action, params, self_id=self_id)
-
-    async def call_later(self, message: InboundMessage, action: str, /, **params: Any) -> None:
-        row = self._pipeline.call_row(message, action, params)
-        await self._pipeline.push(row)
-        self._sent(row["lane_key"])
 
 
 def _self_id(message: InboundMessage) -> dict[str, Any]:

@@ -97,7 +97,8 @@ class TerminalChat:
             self._write(sys.stderr, f"error: {answer.reason}\n")
 
     async def _pieces(self, waiter: Waiter, shown: list[str], out: TextIO) -> None:
-        while (text := await waiter.texts.get()) is not None:
+        while (piece := await waiter.texts.get()) is not None:
+            _, text = piece
             shown.append(text)
             self._write(out, text)
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from feishu_bot.errors import StoreUnavailable
+from feishu_bot.live import Live
 from feishu_bot.model import End
 from feishu_bot.parts import read_part
 from feishu_bot.store.answers import Answer, count_calls, find_answer
 from feishu_bot.store.work import Change
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from feishu_bot.store.store import Store
     from feishu_bot.store.work import Committed, Outcome, Work
@@ -25,12 +27,13 @@ _MAX_LOOK_S = 2.0  # between two questions later on
 class Waiter:
     """One who waits. ``texts`` brings the answer piece by piece, and None when it is whole.
 
-    ``look_now``: the answer may be on record already.
+    Each piece comes with the number of characters before it; 0: the answer begins, or begins anew. Who comes late gets
+    at first all that there is. ``look_now``: the answer may be on record already.
     """
 
     def __init__(self) -> None:
         self.done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self.texts: asyncio.Queue[str | None] = asyncio.Queue()
+        self.texts: asyncio.Queue[tuple[int, str] | None] = asyncio.Queue()
         self.look_now = False
 
 
@@ -40,12 +43,17 @@ class Waiters:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._waiting: dict[tuple[str, str], list[Waiter]] = {}
+        # What is being written; who writes holds it, so it goes with the attempt however that ends.
+        self._live: WeakValueDictionary[tuple[str, str], Live] = WeakValueDictionary()
 
     @contextmanager
     def expect(self, account: str, event_key: str) -> Iterator[Waiter]:
         """Wait for an event's answer within this block; enter it before the event is recorded."""
         waiter, key = Waiter(), (account, event_key)
         self._waiting.setdefault(key, []).append(waiter)
+        live = self._live.get(key)
+        if live is not None and live.said:
+            waiter.texts.put_nowait((0, live.said))
         try:
             yield waiter
         finally:
@@ -72,17 +80,25 @@ class Waiters:
             pause_s = min(_MAX_LOOK_S, max(_LOOK_S, pause_s * 2))
         return None
 
-    def on_text(self, work: Work) -> Callable[[str], None] | None:
-        """Return where pieces of this message's answer go, if anybody wants them."""
-        waiting = self._waiting.get((work.message.account, work.message.event_key))
-        if not waiting:
+    def on_text(self, work: Work) -> Live | None:
+        """Return where pieces of this message's answer go, if anybody may want them: now, or when he comes back."""
+        key = (work.message.account, work.message.event_key)
+        if work.message.conversation is None and key not in self._waiting:
             return None
 
-        def hand_on(text: str) -> None:
-            for waiter in waiting:
-                waiter.texts.put_nowait(text)
+        def grown(at: int, text: str) -> None:
+            for waiter in self._waiting.get(key, ()):
+                waiter.texts.put_nowait((at, text))
 
-        return hand_on
+        live = self._live[key] = Live(grown, has_listener=lambda: key in self._waiting)
+        return live
+
+    def stop(self, event_key: str) -> bool:
+        """Have an answer end where it is; False where this process does not write it."""
+        found = [live for (_, key), live in list(self._live.items()) if key == event_key]
+        for live in found:
+            live.stop()
+        return bool(found)
 
     def finished(self, work: Work, outcome: Outcome, committed: Committed) -> None:
         """Hand a committed answer to those who wait for it."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from feishu_bot.delivery import Delivery
+    from feishu_bot.live import Live
     from feishu_bot.pipeline import Pipeline
     from feishu_bot.store.leases import Depth
     from feishu_bot.store.store import Store
@@ -60,7 +61,7 @@ class Worker:
         *,
         finished: Callable[[Work, Outcome, Committed], None],
         expired: Callable[[Counter[str]], None],
-        on_text: Callable[[Work], Callable[[str], None] | None],
+        on_text: Callable[[Work], Live | None],
         answer_within_ms: int | None,
         report: Callable[[Transaction], None] = lambda _tx: None,
         keep_texts: bool = True,

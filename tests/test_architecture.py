@@ -25,7 +25,9 @@ LAYERS: list[tuple[frozenset[str], bool]] = [
     (frozenset({"errors", "model"}), TOGETHER),
     (frozenset({"config", "log", "network"}), TOGETHER),
     (
-        frozenset({"access", "arguments", "deadlines", "pace", "passwords", "split", "texts", "turns"})
+        frozenset(
+            {"access", "arguments", "deadlines", "live", "pace", "passwords", "split", "texts", "turns"}
+        )
         | {"retention", "windows"},
         TOGETHER,
     ),  # plain rules, no I/O
@@ -33,7 +35,7 @@ LAYERS: list[tuple[frozenset[str], bool]] = [
     (frozenset({"state", "agent_commands", "commands", "orders", "plugins"}), APART),
     (
         frozenset({"attachments", "conversation_commands", "groups", "indicator", "intake", "pipeline"})
-        | {"budgets", "parts", "planner", "push", "toolbox"},
+        | {"budgets", "parts", "planner", "plugin_bot", "push", "toolbox"},
         TOGETHER,
     ),
     (
@@ -71,6 +73,8 @@ LIBRARIES: dict[str, set[str]] = {
     "click": {"cli"},
     "tiktoken": {"ai"},
     "argon2": {"passwords"},
+    "markdown_it": {"web"},
+    "nh3": {"web"},
     "jinja2": {"web"},
 }
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from dataclasses import replace
 from types import SimpleNamespace
 
 from feishu_bot.errors import StoreUnavailable
+from feishu_bot.live import Live
 from feishu_bot.model import ChatType, End, InboundMessage, Target
 from feishu_bot.parts import part_payload
 from feishu_bot.store.answers import Answer
@@ -75,15 +78,53 @@ async def test_everybody_who_waits_for_one_answer_gets_it_and_those_who_left_get
         with waiters.expect("web", "request:ann:r1") as left:
             pass
         work, outcome, committed = ended("here")
-        waiters.on_text(work)("he")
-        waiters.on_text(work)("re")
+        live = waiters.on_text(work)
+        live("he")
+        live("re")
         waiters.finished(work, outcome, committed)
     for waiter in (first, second):
-        assert [waiter.texts.get_nowait() for _ in range(3)] == ["he", "re", None]
+        assert [waiter.texts.get_nowait() for _ in range(3)] == [(0, "he"), (2, "re"), None]
         assert (await waiter.done).text == "here"
     assert left.texts.empty()
     assert waiters.on_text(work) is None, "nobody waits any more"
     await asyncio.sleep(0)
+
+
+async def test_who_comes_late_gets_what_there_is_and_then_what_comes():
+    waiters = Waiters(Record())
+    work, _, _ = ended("here")
+    work.message = replace(work.message, conversation="a-public-id")
+    live = waiters.on_text(work)
+    assert not live.has_listener()
+    live("he")
+    with waiters.expect("web", "request:ann:r1") as late:
+        assert live.has_listener()
+        live("re")
+        again = waiters.on_text(work)  # another attempt: it begins anew
+        again("there")
+    assert [late.texts.get_nowait() for _ in range(3)] == [(0, "he"), (2, "re"), (0, "there")]
+    assert waiters.stop("request:ann:r1")
+    del live, again
+    gc.collect()
+    assert not waiters.stop("request:ann:r1"), "it went with the attempt"
+
+
+async def test_a_stopped_answer_is_none_and_its_call_is_cancelled():
+    begun, cancelled = asyncio.Event(), asyncio.Event()
+    live = Live(lambda _at, _text: begun.set())
+
+    async def asking():
+        live("so far")
+        try:
+            await asyncio.sleep(60)
+        finally:
+            cancelled.set()
+
+    task = asyncio.create_task(live.until_stopped(asking()))
+    await begun.wait()
+    live.stop()
+    assert await task is None
+    assert cancelled.is_set()
 
 
 async def test_after_a_command_that_archived_the_next_question_begins_another_conversation():

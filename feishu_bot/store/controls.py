@@ -24,6 +24,7 @@ _ACCOUNT: Final = "account:"
 SILENT_MS: Final = (
     2 * LEASE_MS
 )  # a process that has said nothing for so long does not count as one that works
+_STOPS_KEPT_MS: Final = 60_000  # each process looks every second
 _WARNINGS_KEPT_MS: Final = 40 * 24 * 3_600_000  # longer than any budget window that ends
 
 
@@ -52,6 +53,7 @@ class Orders:
     pauses: tuple[Pause, ...] = ()
     drains: frozenset[str] = frozenset()
     reload_at: int = 0
+    stops: frozenset[str] = frozenset()  # event keys of questions whose answers nobody wants any more
 
     def pause_of(self, account: str) -> Pause | None:
         """Return the pause that holds all messages of an account, if there is one."""
@@ -65,22 +67,24 @@ class Orders:
 
 
 _ORDERS = select(controls.c.kind, controls.c.name, controls.c.value, controls.c.at).where(
-    controls.c.kind.in_(["drain", "pause", "reload"])
+    controls.c.kind.in_(["drain", "pause", "reload", "stop"])
 )
 
 
 def read_orders(tx: Transaction) -> Orders:
     """Return the orders in force."""
-    pauses, drains, reload_at = [], set(), 0
+    pauses, drains, stops, reload_at = [], set(), set(), 0
     for row in tx.connection.execute(_ORDERS.order_by(controls.c.kind, controls.c.name)):
         if row.kind == "pause":
             value = orjson.loads(row.value)
             pauses.append(Pause(row.name, row.at, value.get("say"), value.get("by")))
         elif row.kind == "drain":
             drains.add(row.name)
+        elif row.kind == "stop":
+            stops.add(row.name)
         else:
             reload_at = max(reload_at, row.at)
-    return Orders(tuple(pauses), frozenset(drains), reload_at)
+    return Orders(tuple(pauses), frozenset(drains), reload_at, frozenset(stops))
 
 
 def _set(tx: Transaction, kind: str, name: str, value: Mapping[str, Any] | None = None) -> None:
@@ -116,6 +120,13 @@ def inherit_drain(tx: Transaction, dead: str, heir: str) -> None:
     ordered = (controls.c.kind == "drain") & (controls.c.name == dead)
     if tx.connection.execute(delete(controls).where(ordered)).rowcount:
         _set(tx, "drain", heir)
+
+
+def stop_answer(tx: Transaction, event_key: str) -> None:
+    """Have the process that answers this question, whichever it is, end the answer where it is."""
+    old = controls.c.at < tx.now_ms - _STOPS_KEPT_MS
+    tx.connection.execute(delete(controls).where(controls.c.kind == "stop", old))
+    _set(tx, "stop", event_key)
 
 
 def order_reload(tx: Transaction) -> int:

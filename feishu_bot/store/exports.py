@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection, RowMapping
 
     from feishu_bot.store.transactions import Transactions
+    from feishu_bot.store.work import Transaction
 
     Progress = Callable[[int, int], None]  # what is done, of how much
 
@@ -84,6 +85,29 @@ def export_conversation(
             after = page[-1]["seq"]
         return {"conversation": chosen.head, "messages": said}
     raise ConversationNotFound(conversation_id)
+
+
+def write_conversation(
+    read: Callable[[Callable[[Transaction], Any]], Any], conversation_id: int, file: IO[str], kind: str
+) -> None:
+    """Write one conversation to an open text file; each page of it is one call of ``read``.
+
+    Raises ConversationNotFound.
+    """
+    _check_kind(kind)
+    found = read(lambda tx: _choose(tx.connection, _c.id == conversation_id, None))
+    if not found:
+        raise ConversationNotFound(conversation_id)
+    chosen = found[0]
+    after = chosen.cleared_seq
+    writer = make_writer(file, kind, single=True)
+    writer.begin(chosen.head)
+    while page := read(lambda tx, last=after: _page(tx.connection, chosen, last)):  # type: ignore[misc]
+        for row in page:
+            writer.message(_message(row))
+        after = page[-1]["seq"]
+    writer.end()
+    writer.close()
 
 
 def iter_messages(database: Transactions, conversation_id: int) -> Iterator[dict[str, Any]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
 from feishu_bot.web.accounts import VISITOR, Accounts
+from feishu_bot.web.conversations import Conversations
 from feishu_bot.web.login import Login
 from feishu_bot.web.pages import Pages, Static
 
@@ -17,30 +18,49 @@ if TYPE_CHECKING:
     from feishu_bot.store.store import Store
     from feishu_bot.web.words import Language
 
+_ID: Final = "{id:[0-9]{1,15}}"
+
 
 class Doors:
     """Accounts, pages and files, made once and shared by everything that people open in a browser."""
 
-    def __init__(self, store: Store, settings: ServerSettings, *, language: Callable[[], Language]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: ServerSettings,
+        *,
+        account: str | None,
+        language: Callable[[], Language],
+    ) -> None:
         self.accounts = Accounts(store, settings)
         self.pages = Pages(settings.base_path, language)
         self.static = Static()
+        self._conversations = Conversations(store, account)
         self._login = Login(store, self.accounts, self.pages, base=settings.base_path)
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes, without the path that all begin with."""
-        api, page, login = self.accounts.api, self.accounts.page, self._login
+        api, page, login, own = self.accounts.api, self.accounts.page, self._login, self._conversations
         return [
+            web.get("/conversations", api(own.list)),
+            web.get(f"/conversations/{_ID}", api(own.get)),
+            web.patch(f"/conversations/{_ID}", api(own.rename)),
+            web.delete(f"/conversations/{_ID}", api(own.delete)),
+            web.get(f"/conversations/{_ID}/messages", api(own.messages)),
+            web.get(f"/conversations/{_ID}/export", api(own.export)),
+            web.post(f"/conversations/{_ID}/clear", api(own.clear)),
+            web.post(f"/conversations/{_ID}/fork", api(own.fork)),
+            web.get("/search", api(own.search)),
             web.get("/", page(self._chat, self.pages.refused)),
             web.get("/login", login.page),
             web.post("/login", login.login),
             web.post("/logout", api(login.logout)),
             web.get("/account", page(login.account, self.pages.refused)),
             web.get("/account/sessions", api(login.sessions)),
-            web.delete("/account/sessions/{id:[0-9]{1,15}}", api(login.end_session)),
+            web.delete("/account/sessions/" + _ID, api(login.end_session)),
             web.get("/account/tokens", api(login.tokens)),
             web.post("/account/tokens", api(login.make_token)),
-            web.delete("/account/tokens/{id:[0-9]{1,15}}", api(login.revoke_token)),
+            web.delete("/account/tokens/" + _ID, api(login.revoke_token)),
             web.post("/account/password", api(login.password)),
         ]
 

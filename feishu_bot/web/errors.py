@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from aiohttp import http_exceptions, web
 
-from feishu_bot.errors import StoreUnavailable
+from feishu_bot.errors import BadPayload, ConversationNotFound, MessageNotFound, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,6 +80,12 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
             raise
         headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
         return error_response(error.status, error.reason, headers=headers)
+    except BadPayload as error:
+        return error_response(400, error.reason)
+    except ConversationNotFound:
+        return error_response(404, "no such conversation")
+    except MessageNotFound:
+        return error_response(404, "no such message")
     except StoreUnavailable as error:
         log.warning("store unavailable", extra={"path": request.path, "reason": str(error)})
         return unavailable()

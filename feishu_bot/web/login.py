@@ -57,10 +57,7 @@ class Login:
             return error_response(
                 403, "expected JSON from our own page"
             )  # another site's form logs nobody in
-        try:
-            name, password = _texts(parse_json(await read_body(request)), "name", "password")
-        except BadPayload as error:
-            return error_response(400, error.reason)
+        name, password = _texts(parse_json(await read_body(request)), "name", "password")
         address = self._accounts.address(request)
         wait_ms = await self._store.run(lambda tx: store_accounts.take_attempt(tx, name, address))
         if wait_ms:
@@ -136,10 +133,7 @@ class Login:
         visitor = request[VISITOR]
         if visitor.by != "session":
             return error_response(403, "only for a browser that has logged in; or: bot.py user token NAME")
-        try:
-            (label,) = _texts(parse_json(await read_body(request)), "label")
-        except BadPayload as error:
-            return error_response(400, error.reason)
+        (label,) = _texts(parse_json(await read_body(request)), "label")
         secret = store_accounts.new_secret()
         token_id = await self._store.run(
             lambda tx: store_accounts.add_token(tx, visitor.name, API, secret, label=label[:MAX_LABEL])
@@ -166,10 +160,7 @@ class Login:
     async def password(self, request: web.Request) -> web.StreamResponse:
         """Change one's password ``{old, new}``; all other sessions end."""
         visitor, address = request[VISITOR], self._accounts.address(request)
-        try:
-            old, new = _texts(parse_json(await read_body(request)), "old", "new")
-        except BadPayload as error:
-            return error_response(400, error.reason)
+        old, new = _texts(parse_json(await read_body(request)), "old", "new")
         wait_ms = await self._store.run(lambda tx: store_accounts.take_attempt(tx, visitor.name, address))
         if wait_ms:
             return error_response(429, "too many attempts; try again later", code="too_many_attempts")

@@ -73,6 +73,9 @@ class Server:
             web.get("/metrics", health.metrics),
             web.get("/static/{name:.+}", doors.static.handle),
             web.post("/chat", accounts.api(chat.handle)),
+            web.post("/chat/stop", accounts.api(chat.stop)),
+            web.get("/chat/pending", accounts.api(chat.pending)),
+            web.get("/agents", accounts.api(chat.agents)),
             web.post("/send", accounts.api(send.handle, Role.ADMIN, local=True)),
             *doors.routes(),
         ]

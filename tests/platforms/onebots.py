@@ -115,6 +115,8 @@ class Nothing:
     async def handle(self, _request: Any) -> Any:
         raise AssertionError("no test asks here")
 
+    stop = pending = agents = handle
+
 
 @dataclass
 class Doors:
@@ -144,7 +146,7 @@ async def doors(platform: OneBot, *, now: float = NOW, **limits: Any) -> AsyncIt
     server = Server(
         ServerSettings(port=0),
         send=Nothing(),
-        doors=Web(Nothing(), ServerSettings(), language=lambda: "en"),
+        doors=Web(Nothing(), ServerSettings(), account=None, language=lambda: "en"),
         webhooks=Webhooks(platforms, record, gate, metrics, clock=lambda: now),
         sockets=sockets,
         chat=Nothing(),

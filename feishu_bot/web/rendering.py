@@ -1,0 +1,48 @@
+"""Markdown of people and models as HTML that a page may show: no HTML of theirs, no pictures, no scripts."""
+
+from __future__ import annotations
+
+import html
+from functools import lru_cache
+from typing import Final
+
+import nh3
+from markdown_it import MarkdownIt
+
+MAX_CHARS: Final = 20_000  # of a longer text the source is shown as it is
+_TAGS: Final = frozenset(
+    ("p", "br", "hr", "h1", "h2", "h3", "h4", "h5", "h6", "em", "strong", "s", "del", "code", "pre", "blockquote", "ul",
+     "ol", "li", "a", "table", "thead", "tbody", "tr", "th", "td")
+)  # fmt: skip
+_ATTRIBUTES: Final = {
+    "a": {"href", "title"},
+    "ol": {"start"},
+    "code": {"class"},
+    "th": {"align"},
+    "td": {"align"},
+}
+_MAX_NESTING: Final = 20
+
+_REMEMBERED: Final = 256  # texts, so that a page that is opened again costs nothing
+
+_markdown: Final = (
+    MarkdownIt("commonmark", {"html": False, "linkify": False, "breaks": True, "maxNesting": _MAX_NESTING})
+    .enable(["table", "strikethrough"])
+    .disable(["image"])
+)
+
+
+@lru_cache(_REMEMBERED)
+def render(text: str) -> str:
+    """Return a text as HTML, made of an allow-list of elements; links open elsewhere and tell nobody who we are."""
+    if len(text) > MAX_CHARS:
+        return f"<pre>{html.escape(text)}</pre>"
+    return nh3.clean(
+        _markdown.render(text),
+        tags=set(_TAGS),
+        attributes={tag: set(names) for tag, names in _ATTRIBUTES.items()},
+        url_schemes={"http", "https", "mailto"},
+        link_rel="noopener noreferrer nofollow",
+        set_tag_attribute_values={"a": {"target": "_blank"}},
+        allowed_classes=None,
+    )
