@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from feishu_bot import __version__
 from feishu_bot.access import Access
 from feishu_bot.agent_commands import AgentCommands
+from feishu_bot.ai.circuit import Circuits
 from feishu_bot.backups import Backups
 from feishu_bot.closing import Closing
 from feishu_bot.commands import BuiltinCommands
@@ -90,7 +91,8 @@ class App:
         self.platforms = self._make_platforms()
         self._builtin = BuiltinCommands(chat, self._more_commands())
         self.plugins = Plugins(settings.plugins, builtin=self._builtin)
-        self.agent = make_agent(settings)
+        self.circuits = Circuits()
+        self.agent = make_agent(settings, self.circuits)
         self.pipeline = Pipeline(
             settings,
             agent=self.agent,
@@ -134,7 +136,7 @@ class App:
             is_order=self.pipeline.planner.is_order,
             told=self._told,
         )
-        self.metrics = Metrics(self.intake.counts, self._gauges, process.peers)
+        self.metrics = Metrics(self.intake.counts, self._gauges, process.peers, self.circuits.states)
         self.gate = Gate(
             settings.server,
             self.store,
@@ -458,7 +460,13 @@ class App:
         found = self.gate.degraded(self.store.now_ms())
         for platform in self.platforms.values():
             found += platform.problems()
-        return found + self.plugins.problems() + self.backups.problems() + self.operation.degraded()
+        return (
+            found
+            + self.circuits.problems()
+            + self.plugins.problems()
+            + self.backups.problems()
+            + self.operation.degraded()
+        )
 
 
 class _Watched:
@@ -486,7 +494,7 @@ def _milliseconds(length: timedelta | None) -> int | None:
 
 def _patience_s(settings: BotSettings) -> float:
     """Return how long all calls for one answer can take."""
-    return settings.ai.timeout_s * (2 + len(settings.ai.fallback_models))
+    return settings.ai.timeout_s * (1 + settings.ai.retries + len(settings.ai.fallback_models))
 
 
 def _nothing(_step: str) -> None:

@@ -24,7 +24,7 @@ _SLOW = (0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
 
 
 # Gauges of one process; the others tell of the database, and are the same in all.
-_OWN_GAUGES: Final = ("feishu_bot_messages_active", "feishu_bot_worker")
+_OWN_GAUGES: Final = ("feishu_bot_messages_active", "feishu_bot_model_circuit_open", "feishu_bot_worker")
 
 
 class Metrics(Collector):
@@ -34,11 +34,16 @@ class Metrics(Collector):
     """
 
     def __init__(
-        self, arrived: IntakeCounts, gauges: Callable[[], dict[str, float]], peers: Peers | None = None
+        self,
+        arrived: IntakeCounts,
+        gauges: Callable[[], dict[str, float]],
+        peers: Peers | None = None,
+        circuits: Callable[[], dict[str, bool]] = dict,
     ) -> None:
         self._arrived = arrived
         self._gauges = gauges
         self._peers = peers
+        self._circuits = circuits
         self.refused: Counter[tuple[str, str]] = Counter()
         self.ends: Counter[tuple[str, str]] = Counter()
         self.tokens: Counter[tuple[str, str]] = Counter()
@@ -91,6 +96,12 @@ class Metrics(Collector):
         for (model, direction), count in sorted(self.tokens.items()):
             tokens.add_metric([model, direction], count)
         yield tokens
+        circuits = GaugeMetricFamily(
+            "feishu_bot_model_circuit_open", "Models that are left alone for now", labels=["model"]
+        )
+        for model, is_open in sorted(self._circuits().items()):
+            circuits.add_metric([model], float(is_open))
+        yield circuits
         for name, value in sorted(self._gauges().items()):
             family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
             metric = family(f"feishu_bot_{name.removesuffix('_total')}", name.replace("_", " "))

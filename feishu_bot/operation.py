@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from socket import socket
 
+    from feishu_bot.ai.circuit import Circuits
     from feishu_bot.app import App
     from feishu_bot.config import BotSettings, Loaded
     from feishu_bot.log import RecentErrors
@@ -179,7 +180,7 @@ class Operation:
         restart = [path for path in found if not is_live(path)]
         if any(path.startswith(("ai.", "budget")) for path in applied):
             # Loading a model's encoding takes a while.
-            agent = await asyncio.to_thread(make_agent, settings)
+            agent = await asyncio.to_thread(make_agent, settings, app.circuits)
             self._close_later(app.agent)
             app.agent = agent
         app.configure(settings)
@@ -194,7 +195,7 @@ class Operation:
     def _close_later(self, agent: Agent) -> None:
         self._replaced.append(agent)
         ai = self._app.settings.ai
-        pause_s = ai.timeout_s * (2 + len(ai.fallback_models)) + _LAST_CALLS_S
+        pause_s = ai.timeout_s * (1 + ai.retries + len(ai.fallback_models)) + _LAST_CALLS_S
 
         async def close() -> None:
             await asyncio.sleep(pause_s)
@@ -206,11 +207,11 @@ class Operation:
         task.add_done_callback(self._tasks.discard)
 
 
-def make_agent(settings: BotSettings) -> Agent:
+def make_agent(settings: BotSettings, circuits: Circuits) -> Agent:
     """Return the agent of a configuration, for its models and those that budgets degrade to. Raises ConfigError."""
     cheaper = [budget.degrade_to for budget in settings.budgets if budget.degrade_to is not None]
     model = make_model(settings.ai, network=settings.network)
     for name in cheaper:
-        model.check(name)
+        model.open(name)
         warm(name)
-    return Agent(settings.ai, model=model, budget_margin=settings.budget_margin)
+    return Agent(settings.ai, model=model, budget_margin=settings.budget_margin, circuits=circuits)

@@ -234,10 +234,15 @@ class Pipeline:
         if answer.text is None:
             if answer.refusal is not None and answer.failure is None:
                 return self._over_budget(work, decision, answer.refusal, answer.calls)
-            return self._failed(work, decision, self._reason(answer), answer.calls)
+            is_filtered = answer.failure is not None and answer.failure.kind == "filtered"
+            key = "filtered" if is_filtered else "error"
+            return self._failed(work, decision, self._reason(answer), answer.calls, key=key)
         used = answer.calls[-1]
         metadata = {"model": answer.model, "finish_reason": answer.finish}
-        said = _Said(answer.text, used.output_tokens - used.reasoning_tokens, metadata, answer.rounds)
+        text = answer.text
+        if answer.finish == "filtered":
+            text = f"{text}\n\n{self._say('filtered_rest')}"
+        said = _Said(text, used.output_tokens - used.reasoning_tokens, metadata, answer.rounds)
         return await self._answered(work, decision, context, said, answer.calls)
 
     async def _stopped(
@@ -350,9 +355,11 @@ class Pipeline:
                 parts += self._parts(message, "note", sentence, source=source)
         return replace(outcome, parts=parts, told={window: level for window, level, _ in found})
 
-    def _failed(self, work: Work, decision: Decision, reason: str, calls: tuple[CallUsage, ...]) -> Outcome:
+    def _failed(
+        self, work: Work, decision: Decision, reason: str, calls: tuple[CallUsage, ...], *, key: str = "error"
+    ) -> Outcome:
         """End a message that could not be answered: its words are kept, the user gets one sentence."""
-        sentence = self._chat.error_message or self._say("error")
+        sentence = self._chat.error_message or self._say(key)
         return Outcome(
             work,
             End.DEAD,

@@ -8,6 +8,8 @@ TEXTS: Final[dict[str, dict[str, str]]] = {
     "zh": {
         "shortened": "（回答太长，此处未能显示全部内容。）",
         "error": "抱歉，处理您的消息时出现了问题，请稍后重试。",
+        "filtered": "抱歉，模型服务商的内容过滤拦截了对此消息的回答。请换一种说法再试。",
+        "filtered_rest": "（其余内容被模型服务商的内容过滤拦截。）",
         "too_long": "您的消息有 {tokens} 个 token，超过了上限 {limit}。请缩短后再发。",
         "cannot_read": "抱歉，我目前只能阅读文字消息。请用文字告诉我您的问题；发送 {prefix}help 查看可用命令。",
         "not_loaded": "抱歉，没能读取您发送的图片或文件，请重新发送，或改用文字描述。",
@@ -153,6 +155,9 @@ TEXTS: Final[dict[str, dict[str, str]]] = {
     "en": {
         "shortened": "(The answer is too long to be shown in full here.)",
         "error": "Sorry, something went wrong with your message. Please try again later.",
+        "filtered": "Sorry, the content filter of the model's provider let no answer to this through. "
+        "Please try to put it differently.",
+        "filtered_rest": "(The content filter of the model's provider has held back the rest.)",
         "too_long": "Your message has {tokens} tokens; the limit is {limit}. Please send a shorter one.",
         "cannot_read": "Sorry, I can only read text. Please write your question; {prefix}help lists what I can do.",
         "not_loaded": "Sorry, I could not load your picture or file. Please send it again, or describe it in words.",

@@ -701,3 +701,29 @@ def test_the_reference_names_every_key_of_an_account():
     page = configuration_page(TYPES)
     assert "`platforms.app.app_secret`" in page
     assert "`ai.conversation_persistence.db_url`" in page
+
+
+# ---------------------------------------------------------------------------------------------- providers
+
+
+def test_the_keys_of_providers_are_taken_from_their_own_variables(read):
+    loaded = read(
+        "ai: {providers: {deepseek: {base_url: http://127.0.0.1:9}, acme: {api_key: own}}}",
+        {"DEEPSEEK_API_KEY": "sk-d", "OPENAI_API_KEY": "sk-o", "GEMINI_API_KEY": ""},
+    )
+    providers = loaded.settings.ai.providers
+    assert {name: own.api_key.current for name, own in providers.items()} == {
+        "openai": "sk-o",
+        "deepseek": "sk-d",
+        "acme": "own",
+    }
+    assert providers["deepseek"].base_url == "http://127.0.0.1:9"
+    assert {"sk-d", "sk-o", "own"} <= loaded.secret_values()
+    assert "sk-" not in loaded.render()
+
+
+def test_a_key_in_the_file_wins_over_the_providers_variable(read):
+    text = "ai: {providers: {openai: {api_key: file}}}"
+    assert (
+        read(text, {"OPENAI_API_KEY": "variable"}).settings.ai.providers["openai"].api_key.current == "file"
+    )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from feishu_bot.ai.chat_model import ChatMessage, ChatRequest, ReportedUsage, TextDelta, ToolCalls
+from feishu_bot.ai.circuit import Circuits
 from feishu_bot.ai.history import call_metadata, result_metadata
 from feishu_bot.ai.images import most_image_tokens, takes_images
 from feishu_bot.ai.models import ECHO
@@ -99,6 +100,7 @@ class Agent:
         *,
         model: ChatModel,
         budget_margin: float = 1.15,
+        circuits: Circuits | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -112,6 +114,7 @@ class Agent:
         for name in self.models:
             warm(name)
         self._prompts = Prompts(budget_margin)
+        self._circuits = circuits or Circuits()
         self._calls: dict[str, asyncio.Semaphore] = {}  # by model; who waits there is not timed yet
 
     def profile(self, agent: str, *, persona: str | None = None, model: str | None = None) -> Profile:
@@ -141,7 +144,8 @@ class Agent:
         many of a text file's. Both follow by ``enclose``. ``summary`` tells of what was said before these rows. No I/O.
         """
         profile = profile or self.profiles[DEFAULT]
-        pictures = images * most_image_tokens(model or profile.model, self._settings.image_detail)
+        model = model or self._first(profile, images=images)
+        pictures = images * most_image_tokens(model, self._settings.image_detail)
         return self._prompts.plan(
             profile,
             history_rows,
@@ -151,6 +155,15 @@ class Agent:
             tools=tools,
             summary=summary,
         )
+
+    def _first(self, profile: Profile, *, images: int) -> str:
+        """Return the agent's model, or the first of its fallbacks that may be asked where that may not."""
+        if self._circuits.permits(profile.model):
+            return profile.model
+        for model in profile.fallback_models:
+            if not (images and not self.takes_images(model)) and self._circuits.permits(model):
+                return model
+        return profile.model
 
     def takes_images(self, model: str | None = None) -> bool:
         """Return whether a model, by default the configured one, is given users' pictures."""
@@ -177,13 +190,13 @@ class Agent:
     ) -> AgentAnswer:
         """Ask the model and return what came of it; model errors and refused budgets are values here.
 
-        Call 0 is reserved by the caller. The planned model is tried twice if its error may pass, then each
-        fallback once; a prompt that is too long is shortened once. Tools that the model calls are run and it is asked
+        Call 0 is reserved by the caller. The planned model is tried again ``retries`` times if its error may pass, then
+        each fallback once, unless its circuit is open; a prompt that is too long is shortened once. Tools that the model calls are run and it is asked
         again with what came of them, at most ``max_tool_rounds`` times. Every further call is first reserved.
         ``on_text`` gets the answer as it comes, until a call that has already given some breaks off or calls tools:
         the next call's text then comes only whole, in the result. Cancellation passes through.
         """
-        tries = _Tries(plan.profile.fallback_models, plan.model)
+        tries = _Tries(plan.profile.fallback_models, plan.model, self._settings.retries)
         calls: list[CallUsage] = []
         rounds: list[ToolRound] = []
         while True:
@@ -197,7 +210,7 @@ class Agent:
                 results = await run_tools(outcome.tool_calls)
                 rounds.append(_round(plan, outcome, results))
                 following = self._after_tools(plan, rounds[-1], len(rounds))
-                tries = _Tries(plan.profile.fallback_models, plan.model)
+                tries = _Tries(plan.profile.fallback_models, plan.model, self._settings.retries)
             elif failure is None:
                 return AgentAnswer(
                     outcome.text, tuple(calls), plan.model,
@@ -212,7 +225,7 @@ class Agent:
                 if following is None:
                     return AgentAnswer(None, tuple(calls), plan.model, failure)
                 if following is plan:
-                    await self._sleep(self._wait_s(failure))
+                    await self._sleep(self._wait_s(failure, tries.made))
             try:
                 plan = await self._reserved(following, len(calls), reserve)
             except BudgetExceeded as exceeded:
@@ -255,17 +268,21 @@ class Agent:
         """Return the next call to make after ``failure``, or None when nothing is left to try."""
         if failure.kind == "too_long" and tries.shorten() and plan.history:
             return self._prompts.shortened(plan)
-        if failure.retry and tries.again(plan.model):
+        patience = (
+            failure.after_s is None or failure.after_s <= MAX_WAIT_S or not plan.profile.fallback_models
+        )
+        if failure.retry and patience and tries.again(plan.model):
             return plan
-        model = tries.next_fallback()
-        while model is not None and plan.question.images and not self.takes_images(model):
-            model = tries.next_fallback()
-        return None if model is None else self._prompts.for_model(plan, model)
+        while (model := tries.next_fallback()) is not None:
+            blind = plan.question.images and not self.takes_images(model)
+            if not blind and self._circuits.permits(model):
+                return self._prompts.for_model(plan, model)
+        return None
 
-    def _wait_s(self, failure: ModelError) -> float:
+    def _wait_s(self, failure: ModelError, tried: int) -> float:
         jitter = self._jitter()
         if failure.after_s is None:
-            return _WAIT_S * (1.0 + jitter)
+            return min(MAX_WAIT_S, _WAIT_S * 2.0 ** (tried - 1) * (1.0 + jitter))
         return min(MAX_WAIT_S, failure.after_s + _WAIT_S * jitter)
 
     # -------------------------------------------------------------------------------------------- calling
@@ -299,16 +316,34 @@ class Agent:
                 else:
                     finish = event.reason
         except ModelError as error:
+            self._circuits.failed(plan.model, error)
             unknown = error.outcome_unknown or bool(pieces)
             return _Outcome(
                 _booked(plan, call) if unknown else _unbilled(plan, call), error, shown=bool(pieces)
             )
-        text = "".join(pieces)
+        outcome = await self._judged(plan, call, "".join(pieces), usage=usage, finish=finish, asked=asked)
+        if outcome.failure is None:
+            self._circuits.succeeded(plan.model)
+        elif finish != "length":  # that was the question's bound, and no fault of the server
+            self._circuits.failed(plan.model, outcome.failure)
+        return outcome
+
+    async def _judged(
+        self,
+        plan: CallPlan,
+        call: int,
+        text: str,
+        *,
+        usage: ReportedUsage | None,
+        finish: str,
+        asked: tuple[ToolCall, ...],
+    ) -> _Outcome:
+        """Return what a call brought whose stream is complete."""
         if not (plan.tools and plan.may_call):
             asked = ()  # it has made them up
         failure = None if asked or text.strip() else _no_answer(finish)
         if usage is None and failure is not None:
-            return _Outcome(_booked(plan, call), failure, text, finish, shown=bool(pieces))
+            return _Outcome(_booked(plan, call), failure, text, finish, shown=bool(text))
         if usage is None:
             usage = ReportedUsage(plan.prompt_tokens, await _spoken(text, asked, plan.model))
         booked = CallUsage(
@@ -322,7 +357,7 @@ class Agent:
                 plan.model, usage.input_tokens, usage.output_tokens, usage.cached_tokens
             ),
         )
-        return _Outcome(booked, failure, text, finish, shown=bool(pieces), tool_calls=asked)
+        return _Outcome(booked, failure, text, finish, shown=bool(text), tool_calls=asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,9 +375,10 @@ class _Outcome:
 class _Tries:
     """What may still be tried for one answer."""
 
-    def __init__(self, fallbacks: Sequence[str], first: str) -> None:
+    def __init__(self, fallbacks: Sequence[str], first: str, retries: int) -> None:
         self._first = first
-        self._may_retry = True
+        self._retries = retries
+        self.made = 0  # tries again
         self._may_shorten = True
         self._fallbacks = iter([model for model in dict.fromkeys(fallbacks) if model != first])
 
@@ -351,8 +387,10 @@ class _Tries:
         return may
 
     def again(self, model: str) -> bool:
-        may, self._may_retry = self._may_retry and model == self._first, False
-        return may
+        if model != self._first or self.made >= self._retries:
+            return False
+        self.made += 1
+        return True
 
     def next_fallback(self) -> str | None:
         return next(self._fallbacks, None)
@@ -381,4 +419,6 @@ def _unbilled(plan: CallPlan, call: int) -> CallUsage:
 def _no_answer(finish: str) -> ModelError:
     if finish == "filtered":
         return ModelError("filtered", "the provider's filter left no answer")
+    if finish == "length":
+        return ModelError("nonsense", "nothing but thoughts within max_output_tokens")
     return ModelError("nonsense", "an empty answer")

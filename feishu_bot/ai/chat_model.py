@@ -96,7 +96,7 @@ class ReportedUsage:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The stream is complete. ``reason``: stop, length or filtered (others as the provider says)."""
+    """The stream is complete. ``reason``: stop, length, filtered or refusal (others as the provider says)."""
 
     reason: str
 

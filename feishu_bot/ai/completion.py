@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from feishu_bot.ai.chat_model import Finished, ReportedUsage, ToolCall, ToolCalls
+from feishu_bot.ai.chat_model import Finished, ReportedUsage, TextDelta, ToolCall, ToolCalls
 from feishu_bot.ai.sse import MAX_EVENT_BYTES, EventSplitter, EventTooLarge
+from feishu_bot.ai.thoughts import Thoughts
 from feishu_bot.errors import ModelError
 
 if TYPE_CHECKING:
@@ -67,9 +68,11 @@ class Completion:
         self._texts: list[str] = []
         self._any_text = False
         self._calls = _Calls()
+        self._thoughts = Thoughts()
         self._any_choice = False
         self._any_event = False
         self._reason: str | None = None
+        self._refused = False  # in the model's own words
         self._usage: ReportedUsage | None = None
         self._half: str | None = None  # first half of a surrogate pair that waits; None: never seen one
 
@@ -105,7 +108,11 @@ class Completion:
         raise ModelError("unavailable", "the stream broke off", retry=True, outcome_unknown=True)
 
     def closing(self) -> Iterator[ModelEvent]:
-        """Give what follows the text: the tools that are called, the usage if it was reported, why the answer ended."""
+        """Give what follows the text, and its end if that had to wait: the tools that are called, the usage if it was reported, why the answer ended."""
+        rest = self._thoughts.finish()
+        if rest:
+            self._any_text = True
+            yield TextDelta(rest)
         calls = self._calls.whole()
         if calls:
             yield ToolCalls(calls)
@@ -113,7 +120,7 @@ class Completion:
             yield self._usage
         elif not (self._any_text or calls or self._reason == "filtered"):
             raise _nonsense("an empty answer" if self._any_choice else "no choices")
-        yield Finished(self._reason or "stop")
+        yield Finished("refusal" if self._refused else self._reason or "stop")
 
     @staticmethod
     def _is_stream(piece: bytes) -> bool:
@@ -129,6 +136,7 @@ class Completion:
         self._texts.clear()
         if self._half is not None:
             text = self._mend(text)
+        text = self._thoughts.feed(text)
         if text:
             self._any_text = True
         return text
@@ -152,7 +160,9 @@ class Completion:
 
     def _take_choice(self, choice: dict[str, Any]) -> None:
         message = choice.get("delta") or choice.get("message") or {}
-        text = message.get("content") or message.get("refusal")
+        text = message.get("content")
+        if not text and (text := message.get("refusal")):
+            self._refused = True
         if text:
             if not isinstance(text, str):  # a list of parts, as Mistral sends it
                 text = "".join(part["text"] for part in text if part.get("type") == "text")

@@ -4,31 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from feishu_bot.ai.chat_model import Finished, ReportedUsage, TextDelta
 from feishu_bot.ai.openai_compatible import OpenAICompatible
 from feishu_bot.ai.profile import models_of
 from feishu_bot.ai.tokens import count_tokens, prompt_tokens
+from feishu_bot.config import PROVIDERS, ProviderSettings
 from feishu_bot.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from feishu_bot.ai.chat_model import ChatModel, ChatRequest, ModelEvent
-    from feishu_bot.config import AISettings, NetworkSettings
+    from feishu_bot.config import AISettings, NetworkSettings, Provider
 
 ECHO: Final = "echo"
-
-PROVIDERS: Final = MappingProxyType({
-    "openai": "https://api.openai.com/v1",
-    "deepseek": "https://api.deepseek.com/v1",
-    "moonshot": "https://api.moonshot.cn/v1",
-    "qwen": "https://dashscope.aliyuncs.com/compatible-mode/v1",
-    "zhipu": "https://open.bigmodel.cn/api/paas/v4",
-    "ollama": "http://127.0.0.1:11434/v1",
-})  # fmt: skip
-_WITHOUT_KEY: Final = frozenset({"ollama"})
 
 # Context windows in tokens by the beginning of the provider's name of a model, the longest match holds. Only
 # models whose window is smaller than what a configuration may ask for matter; the rest are bounded by
@@ -85,18 +76,22 @@ class EchoModel:
 class ModelRouter:
     """One ``ChatModel`` for every name of a configuration: asks the server that the name belongs to.
 
-    With ``base_url`` every model but ``echo`` is asked there. Without it, each provider of the table at its
-    own address; the key belongs to the provider of ``ai.model`` and is never sent to another one.
+    ``ai.base_url`` and ``ai.api_key`` are for every model without an entry in ``ai.providers`` that says more; a key is
+    never sent to another provider than the one of ``ai.model``, or its own.
     """
 
     def __init__(self, settings: AISettings, *, network: NetworkSettings | None = None) -> None:
         self._settings = settings
         self._network = network
         self._routes: dict[str, tuple[ChatModel, str]] = {}
-        self._servers: dict[str, ChatModel] = {}
+        self._servers: dict[_Address, ChatModel] = {}
 
     def check(self, model: str) -> None:
         """Raise ConfigError, with a line that says what is missing, if ``model`` cannot be asked."""
+        self._address(model)
+
+    def open(self, model: str) -> None:
+        """Make the client that will be asked, also its library. Raises ConfigError."""
         self._route(model)
 
     def stream(self, request: ChatRequest) -> AsyncIterator[ModelEvent]:
@@ -115,48 +110,85 @@ class ModelRouter:
     def _route(self, model: str) -> tuple[ChatModel, str]:
         route = self._routes.get(model)
         if route is None:
-            provider, name = split_name(model)
-            if model == ECHO:
-                provider, name, url, key = ECHO, ECHO, "", ""
-            else:
-                url, key = self._address(model, provider, name)
-            server = self._servers.get(url)
+            address = self._address(model)
+            server = self._servers.get(address)
             if server is None:
-                server = self._servers[url] = self._connect(url, key)
-            route = self._routes[model] = (server, name)
+                server = self._servers[address] = self._connect(address)
+            route = self._routes[model] = (server, split_name(model)[1])
         return route
 
-    def _address(self, model: str, provider: str, name: str) -> tuple[str, str]:
+    def _address(self, model: str) -> _Address:
+        """Return where a model is asked: as its provider's entry says, else ``ai`` itself, else the table."""
+        if model == ECHO:
+            return _Address(ECHO, "", "", None)
         settings = self._settings
-        key = settings.api_key.current
+        provider, name = split_name(model)
         if not name:
             raise ConfigError([f"ai.model: {model}: expected PROVIDER:MODEL such as openai:gpt-4o"])
+        own, known = settings.providers.get(provider, ProviderSettings()), PROVIDERS.get(provider)
+        is_main = provider == split_name(settings.model)[0]
+        network = own.network or self._network
+        if (
+            known is not None and not known.base_url
+        ):  # by its library, to its own address or one that is its own
+            url = own.base_url or (settings.base_url if is_main else None) or ""
+            key = own.api_key.current or (settings.api_key.current if is_main else "")
+            return _Address(provider, url, _needed(key, model, known), network)
+        if own.base_url is not None:
+            key = own.api_key.current or (settings.api_key.current if is_main else "")
+            return _Address("", own.base_url, key, network)
         if settings.base_url is not None:
-            return settings.base_url, key
-        if provider not in PROVIDERS:
+            return _Address("", settings.base_url, settings.api_key.current, network)
+        if known is None:
             reason = f"ai.base_url is required unless the model is echo or of {', '.join(PROVIDERS)}"
             raise ConfigError([f"ai.model: {model}: {reason}"])
-        if provider in _WITHOUT_KEY:
-            return PROVIDERS[provider], ""
-        if provider != split_name(settings.model)[0]:
-            reason = f"ai.api_key is for the provider of ai.model ({settings.model})"
-            raise ConfigError([f"ai.fallback_models: {model}: {reason}; set ai.base_url to a server of both"])
-        if not key:
-            raise ConfigError([f"ai.api_key: {model} needs a key"])
-        return PROVIDERS[provider], key
+        key = own.api_key.current or (settings.api_key.current if is_main and known.variable else "")
+        return _Address("", known.base_url, _needed(key, model, known) if known.variable else key, network)
 
-    def _connect(self, url: str, key: str) -> ChatModel:
-        if not url:
+    def _connect(self, address: _Address) -> ChatModel:
+        if address.kind == ECHO:
             return EchoModel()
-        return OpenAICompatible(url, key, timeout_s=self._settings.timeout_s, network=self._network)
+        timeout_s = self._settings.timeout_s
+        return OpenAICompatible(address.url, address.key, timeout_s=timeout_s, network=address.network)
+
+
+class _Address(NamedTuple):
+    """Where a model is asked. ``kind``: echo, the name of a provider with a library of its own, or nothing."""
+
+    kind: str
+    url: str
+    key: str
+    network: NetworkSettings | None
+
+
+def _needed(key: str, model: str, provider: Provider) -> str:
+    if not key:
+        name = split_name(model)[0]
+        raise ConfigError(
+            [
+                f"ai.providers.{name}.api_key: {model} needs a key: here, or in the variable {provider.variable}"
+            ]
+        )
+    return key
+
+
+def check_models(settings: AISettings) -> list[str]:
+    """Return one line for each model of a configuration that cannot be asked; nothing is opened."""
+    router, mistakes = ModelRouter(settings), []
+    for model in models_of(settings):
+        try:
+            router.check(model)
+        except ConfigError as error:
+            mistakes += error.mistakes
+    return mistakes
 
 
 def make_model(settings: AISettings, *, network: NetworkSettings | None = None) -> ModelRouter:
-    """Return the model of a configuration with its fallbacks, all checked.
+    """Return the models of a configuration, all opened.
 
     Raises ConfigError: an unknown provider without ``base_url``, a missing key, a URL that is none.
     """
     router = ModelRouter(settings, network=network)
     for model in models_of(settings):
-        router.check(model)
+        router.open(model)
     return router

@@ -16,6 +16,7 @@ import click
 from feishu_bot import log
 from feishu_bot.cli.shared import config_option, json_option, load_config
 from feishu_bot.config import commented_config
+from feishu_bot.errors import ConfigError
 from feishu_bot.reference import platform_settings
 
 if TYPE_CHECKING:
@@ -74,7 +75,12 @@ def _say_url(url: str) -> None:
 @json_option
 def check(config_file: str | None, *, as_json: bool) -> None:
     """Validate the configuration and print it, secrets hidden, with where each value comes from."""
+    from feishu_bot.ai.models import check_models  # noqa: PLC0415  # takes longer than --help
+
     loaded = load_config(config_file)
+    mistakes = check_models(loaded.settings.ai)
+    if mistakes:
+        raise ConfigError(mistakes)
     click.echo(loaded.to_json() if as_json else loaded.render())
     for warning in loaded.warnings:
         click.echo(f"warning: {warning}", err=True)

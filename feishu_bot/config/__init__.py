@@ -2,8 +2,10 @@
 
 from feishu_bot.config.environment import Database, database_from, process_variables
 from feishu_bot.config.loader import Loaded, absolute_database, load
+from feishu_bot.config.providers import PROVIDERS, Provider
 from feishu_bot.config.settings import (
     AccessSettings,
+    AgentSettings,
     AISettings,
     AlertSettings,
     BotSettings,
@@ -18,6 +20,7 @@ from feishu_bot.config.settings import (
     PlatformSettings,
     PluginSettings,
     PriceSettings,
+    ProviderSettings,
     ScheduleSettings,
     ServerSettings,
 )
@@ -35,8 +38,10 @@ from feishu_bot.config.values import (
 )
 
 __all__ = [
+    "PROVIDERS",
     "AISettings",
     "AccessSettings",
+    "AgentSettings",
     "AlertSettings",
     "BotSettings",
     "BudgetSettings",
@@ -54,6 +59,8 @@ __all__ = [
     "PlatformSettings",
     "PluginSettings",
     "PriceSettings",
+    "Provider",
+    "ProviderSettings",
     "Rate",
     "ScheduleSettings",
     "Secret",

@@ -28,6 +28,7 @@ from feishu_bot.config.document import (
     show_path,
 )
 from feishu_bot.config.environment import Environment, apply, interpolate, parse_raw, read_dotenv
+from feishu_bot.config.providers import PROVIDERS
 from feishu_bot.config.schema import ANY, Shape, fields_of, hide_passwords, is_secret, passwords_in, shape_of
 from feishu_bot.config.settings import BotSettings, PlatformSettings
 from feishu_bot.config.values import ACCOUNT_NAME, Marker, Secrets, Settings
@@ -227,6 +228,7 @@ class _Builder:
     def lay_over(self, file: Node, overrides: Mapping[str, Any]) -> Node:
         """Return the tree of all sources by precedence: defaults, file, ``.env``, environment, command line."""
         root = self.with_builtin_accounts(interpolate(file, self.environment, self.mistakes))
+        root = self.with_provider_keys(root)
         root = apply(root, self.environment, self.mistakes)
         for dotted, value in overrides.items():
             if value is not None:
@@ -254,6 +256,25 @@ class _Builder:
         members = dict(root.items) if isinstance(root, Section) else {}
         members["platforms"] = Section(named.origin if named is not None else _DEFAULT, accounts)
         return Section(root.origin, members)
+
+    def with_provider_keys(self, root: Node) -> Node:
+        """Lay the keys that are in the providers' own variables below the tree."""
+        keys: dict[str, Any] = {}
+        for name, provider in PROVIDERS.items():
+            if provider.variable:
+                node = from_python({"api_key": f"${{{provider.variable}:-}}"}, _DEFAULT)
+                path = ("ai", "providers", name)
+                node = interpolate(node, self.environment, self.mistakes, path=path, builtin=True)
+                key = look_up(node, ["api_key"])
+                if isinstance(key, Scalar) and key.text:
+                    keys[name] = node
+        if not keys or not isinstance(root, Section):
+            return root
+        named = look_up(root, ["ai", "providers"])
+        if named is not None and not isinstance(named, Section):
+            return root
+        base = Section(_DEFAULT, keys)
+        return put(root, ["ai", "providers"], base if named is None else merge(base, named))
 
     def settings(self, root: Node) -> BotSettings | None:
         """Validate everything; None when there was a mistake."""

@@ -143,6 +143,23 @@ AgentName = Annotated[
 ]
 
 
+class NetworkSettings(Settings):
+    """How to reach the outside."""
+
+    proxy: HttpUrl | None = Field(
+        None, repr=False, description="an HTTP proxy; null: HTTPS_PROXY and NO_PROXY; never for loopback"
+    )
+    ca_file: FilePath | None = Field(None, description="a file of certificates to trust, PEM")
+
+
+class ProviderSettings(Settings):
+    """How one provider of models is reached."""
+
+    base_url: HttpUrl | None = Field(None, description="null: the provider's own address")
+    api_key: Secrets = Field(Secrets(), description="null: the provider's variable, such as OPENAI_API_KEY")
+    network: NetworkSettings | None = Field(None, description="proxy and ca_file for this provider alone")
+
+
 PersonaName = Annotated[
     str, Field(pattern=r"^\S(.{0,62}\S)?$"), Expected("a name of at most 64 characters in one line")
 ]
@@ -197,6 +214,9 @@ class AISettings(Settings):
     fallback_models: tuple[Text, ...] = Field((), description="asked in this order when the model fails")
     base_url: HttpUrl | None = Field(None, description="any OpenAI-compatible server")
     api_key: Secrets = Field(Secrets(), description="the provider's key")
+    providers: Mapping[Text, ProviderSettings] = Field(
+        {}, description="name before the colon -> address and key of that provider"
+    )
     system_prompt: str = Field("You are a helpful assistant.", description="stands before every history")
     max_output_tokens: Count = Field(1024, description="the longest answer")
     temperature: float | None = Field(None, ge=0, le=2, description="null: the provider's own")
@@ -209,6 +229,9 @@ class AISettings(Settings):
     )
     prices: Mapping[Text, PriceSettings] = Field(
         {}, description='model or pattern such as "openai:gpt-4o*" -> its price, before the built-in table'
+    )
+    retries: int = Field(
+        1, ge=0, le=10, description="further tries after an error that may pass, with growing pauses"
     )
     max_calls: int = Field(
         200, ge=1, le=100_000, description="calls to one model at once, by each process; others wait"
@@ -314,15 +337,6 @@ class BudgetSettings(Settings):
         if (self.degrade_to is not None) is not (self.on_exceeded == "degrade"):
             raise ValueError("degrade_to goes with on_exceeded: degrade")
         return self
-
-
-class NetworkSettings(Settings):
-    """How to reach the outside."""
-
-    proxy: HttpUrl | None = Field(
-        None, repr=False, description="an HTTP proxy; null: HTTPS_PROXY and NO_PROXY; never for loopback"
-    )
-    ca_file: FilePath | None = Field(None, description="a file of certificates to trust, PEM")
 
 
 class PlatformSettings(Settings):

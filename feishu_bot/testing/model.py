@@ -65,6 +65,7 @@ class Behaviour:
     code: str = "scripted"
     tool_calls: tuple[tuple[str, str], ...] = ()
     reasoning: str = ""
+    finish: str | None = None  # why the answer ends, instead of the true reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +174,7 @@ class FakeModelServer:
             return _error(400, "unsupported_parameter", f"Unsupported parameter: '{name}'.{hint}")
         behaviour = self._script.popleft() if self._script else self.default
         text, finish = self._text(body, behaviour)
+        finish = behaviour.finish or finish
         record = self._record(request, body, behaviour, text)
         if behaviour.delay_s:
             await asyncio.sleep(behaviour.delay_s)

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from feishu_bot.ai.chat_model import ChatMessage, ChatRequest, Finished, ReportedUsage, TextDelta
 from feishu_bot.ai.completion import Completion, http_error
-from feishu_bot.ai.models import EchoModel, context_window, make_model
+from feishu_bot.ai.models import EchoModel, check_models, context_window, make_model
 from feishu_bot.ai.openai_compatible import OpenAICompatible
 from feishu_bot.ai.sse import EventSplitter, EventTooLarge
 from feishu_bot.ai.tokens import count_tokens, prompt_tokens
-from feishu_bot.config import AISettings, NetworkSettings, Secrets
+from feishu_bot.config import PROVIDERS, AISettings, NetworkSettings, Secrets
 from feishu_bot.errors import ConfigError, ModelError
 from feishu_bot.network import is_loopback, proxy_for, ssl_context
 from feishu_bot.testing.model import Behaviour, FakeModelServer
@@ -226,7 +226,7 @@ async def test_without_a_key_none_is_sent(server):
             [event(choices=[{"delta": {"reasoning_content": "hm"}}]), delta("a"), STOP, DONE],
             ("a", None, "stop"),
         ),
-        ([event(choices=[{"delta": {"refusal": "I will not."}}]), STOP, DONE], ("I will not.", None, "stop")),
+        ([event(choices=[{"delta": {"refusal": "I will not."}}]), STOP, DONE], ("I will not.", None, "refusal")),
         (
             [event(choices=[{"delta": {"content": [{"type": "text", "text": "a"}, {"type": "x"}]}}]), STOP, DONE],
             ("a", None, "stop"),
@@ -539,7 +539,7 @@ async def test_the_echo_is_never_asked_over_the_network(server):
         ({"model": "openai:gpt-4o"}, "needs a key"),
         (
             {"model": "deepseek:chat", "api_key": KEY, "fallback_models": ("openai:gpt-4o",)},
-            "ai.fallback_models",
+            "ai.providers.openai.api_key: openai:gpt-4o needs a key: here, or in the variable OPENAI_API_KEY",
         ),
         ({"model": "openai:gpt-4o", "api_key": "sk-\u201cquoted\u201d"}, "printable ASCII"),
     ],
@@ -573,6 +573,46 @@ def test_the_known_providers_have_their_addresses(model, url):
 def test_a_local_server_is_not_given_the_key_of_another_provider():
     router = make_model(settings_of(model="openai:gpt-4o", api_key=KEY, fallback_models=("ollama:x",)))
     assert "Authorization" not in router._route("ollama:x")[0]._headers
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_every_known_provider_that_needs_a_key_says_in_which_variable_it_is_looked_for(provider):
+    model = f"{provider}:some-model"
+    if not PROVIDERS[provider].variable:
+        assert check_models(settings_of(model=model)) == []
+        return
+    (mistake,) = check_models(settings_of(model=model))
+    assert PROVIDERS[provider].variable in mistake
+    assert check_models(settings_of(model=model, api_key=KEY)) == []
+    with_own = settings_of(model=model, providers={provider: {"api_key": KEY}})
+    assert check_models(with_own) == []
+
+
+async def test_each_provider_is_asked_at_its_own_address_with_its_own_key(server):
+    async with FakeModelServer() as other:
+        model = make_model(
+            settings_of(
+                model="acme:a", base_url=server.base_url, api_key="sk-main", fallback_models=("zeta:b", "acme:c"),
+                providers={"zeta": {"base_url": other.base_url, "api_key": "sk-zeta"}},
+            )
+        )  # fmt: skip
+        for name in ("acme:a", "zeta:b", "acme:c"):
+            await collect(model, ask(model=name))
+        await model.close()
+        assert [(r.model, r.authorized) for r in other.requests] == [("b", "Bearer sk-zeta")]
+        assert [(r.model, r.authorized) for r in server.requests] == [
+            ("a", "Bearer sk-main"), ("c", "Bearer sk-main"),
+        ]  # fmt: skip
+
+
+def test_the_key_of_one_provider_is_never_sent_to_another():
+    settings = settings_of(
+        model="openai:gpt-4o", api_key=KEY, fallback_models=("zeta:b", "deepseek:c", "ollama:d"),
+        providers={"zeta": {"base_url": "http://127.0.0.1:9"}, "deepseek": {"api_key": "sk-d"}},
+    )  # fmt: skip
+    router = make_model(settings)
+    sent = {name: router._route(name)[0]._headers.get("Authorization") for name in settings.fallback_models}
+    assert sent == {"zeta:b": None, "deepseek:c": "Bearer sk-d", "ollama:d": None}
 
 
 async def test_a_name_that_was_never_configured_is_refused_when_it_is_asked():

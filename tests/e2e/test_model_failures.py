@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from feishu_bot.testing.model import Behaviour, FakeModelServer
+from feishu_bot.texts import TEXTS
 from tests.e2e.bots import configuration
 
 SORRY = "Sorry, something went wrong with your message. Please try again later."
@@ -25,7 +26,6 @@ FAILURES = {
     "answers with another shape": (Behaviour("no_choices"), 1, True),
     "answers with nothing": (Behaviour("nothing"), 1, True),
     "answers without text": (Behaviour("empty"), 1, True),
-    "filters its answer": (Behaviour("filtered"), 1, True),
 }
 
 
@@ -107,3 +107,32 @@ async def test_the_operators_own_sentence_is_said_where_there_is_one(bots, peopl
     model.script(Behaviour("status", status=401))
     await people.say(bot, "hi")
     assert await people.replies(1) == ["Back in a minute."]
+
+
+async def test_what_the_providers_filter_holds_back_is_told_in_words(bots, people, model, feishu, sqlite_url):
+    bot = await bots.start(configuration(sqlite_url, feishu=feishu, model=model))
+    model.script(Behaviour("filtered"), Behaviour(text="It begins so", finish="content_filter"))
+    await people.say(bot, "one")
+    await people.say(bot, "two")
+    assert await people.replies(2) == [
+        TEXTS["en"]["filtered"],
+        "It begins so\n\n(The content filter of the model's provider has held back the rest.)",
+    ]
+
+
+async def test_a_model_that_keeps_failing_is_left_alone_and_shown(
+    bots, people, http, model, feishu, sqlite_url
+):
+    ai = {"fallback_models": ["openai:gpt-4o-mini"], "retries": 4}
+    bot = await bots.start(configuration(sqlite_url, feishu=feishu, model=model, ai=ai))
+    model.script(Behaviour("status", status=503), times=5)
+    for n in (1, 2):
+        await people.say(bot, f"q{n}")
+        await people.replies(n)
+    assert [r.model for r in model.requests] == ["gpt-4o"] * 5 + ["gpt-4o-mini"] * 2
+    async with http.get(f"{bot.url}/readyz") as response:
+        body = await response.json()
+        assert (response.status, body["status"]) == (200, "degraded")
+        assert "model openai:gpt-4o: 5 failures in a row" in body["degraded"][0]
+    async with http.get(f"{bot.url}/metrics") as response:
+        assert 'feishu_bot_model_circuit_open{model="openai:gpt-4o"} 1.0' in await response.text()
