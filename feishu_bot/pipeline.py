@@ -231,6 +231,12 @@ class Pipeline:
         if answer is None:
             said_so_far = on_text.said if on_text is not None else ""
             return await self._stopped(work, decision, context, call.model, said_so_far)
+        return await self._concluded(work, decision, context, answer)
+
+    async def _concluded(
+        self, work: Work, decision: Decision, context: Context, answer: AgentAnswer
+    ) -> Outcome:
+        """Return what the agent's answer, or its having none, means for the message."""
         if answer.text is None:
             if answer.refusal is not None and answer.failure is None:
                 return self._over_budget(work, decision, answer.refusal, answer.calls)
