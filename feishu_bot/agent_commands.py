@@ -46,7 +46,7 @@ class AgentCommands:
         )
 
     async def _run(self, kind: Kind, context: Context, args: str) -> Reply:
-        language, now = context.bot.language, context.answering or Answering()
+        language, now = context.language, context.answering or Answering()
         known, current = _choices(kind, now)
         word = args.removeprefix("set ").strip()
         if word not in known and word.casefold() in _LIST:
@@ -65,7 +65,7 @@ class AgentCommands:
         return Reply(say(language, f"{kind}_chosen", name=found), change=kind, detail=found)
 
     def _listed(self, kind: Kind, context: Context, known: Mapping[str, str], current: str | None) -> str:
-        language = context.bot.language
+        language = context.language
         if not known:
             return say(language, f"{kind}_none")
         lines = [say(language, f"{kind}_title")]

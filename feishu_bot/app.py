@@ -15,6 +15,7 @@ from feishu_bot.access import Access
 from feishu_bot.agent_commands import AgentCommands
 from feishu_bot.ai.circuit import Circuits
 from feishu_bot.backups import Backups
+from feishu_bot.chats import Chats
 from feishu_bot.closing import Closing
 from feishu_bot.commands import BuiltinCommands
 from feishu_bot.conversation_commands import ConversationCommands
@@ -164,7 +165,7 @@ class App:
         context = PlatformContext(
             network=settings.network,
             language=settings.chat.language,
-            require_at_in_groups=settings.chat.require_at_in_groups,
+            require_at_in_groups=Chats(settings).all_require_mention,
             identified=self._identified,
             connected=self._connected,
         )
@@ -328,7 +329,7 @@ class App:
 
     def _bot_for(self, plugin: str) -> ChatBot:
         own = self.settings.plugins.settings.get(plugin, {})
-        return ChatBot(self.pipeline, own, name=plugin, sent=self.delivery.nudge)
+        return ChatBot(self.pipeline, self.store, self.platforms, own, name=plugin, sent=self.delivery.nudge)
 
     async def stop(self) -> None:
         """Stop accepting, finish or give back what runs, flush the outbox, close."""

@@ -38,7 +38,6 @@ class Budgets:
 
     def configure(self, settings: BotSettings) -> None:
         """Go on with other settings; what was used is kept by the budgets' names."""
-        self._language = settings.chat.language
         self.by_name: Mapping[str, BudgetSettings] = {budget.name: budget for budget in settings.budgets}
 
     # ------------------------------------------------------------------------------------------ counting
@@ -106,22 +105,22 @@ class Budgets:
 
     # ------------------------------------------------------------------------------------------- telling
 
-    def refused(self, refusal: BudgetRefusal, *, prefix: str) -> str:
+    def refused(self, refusal: BudgetRefusal, *, prefix: str, language: str) -> str:
         """Return what the speaker of a refused call is told."""
         if refusal.unpriced:
-            return say(self._language, "budget_unpriced", budget=refusal.budget, prefix=prefix)
-        amount = of_limit(self._language, refusal.unit, refusal.used + refusal.reserved, refusal.limit)
-        ends = self._ends(refusal.ends_ms)
-        return say(self._language, "budget", budget=refusal.budget, amount=amount, ends=ends)
+            return say(language, "budget_unpriced", budget=refusal.budget, prefix=prefix)
+        amount = of_limit(language, refusal.unit, refusal.used + refusal.reserved, refusal.limit)
+        ends = self._ends(refusal.ends_ms, language)
+        return say(language, "budget", budget=refusal.budget, amount=amount, ends=ends)
 
-    def degraded(self, spared: Iterable[str], model: str) -> str:
+    def degraded(self, spared: Iterable[str], model: str, *, language: str) -> str:
         """Return the line that another model has answered because of these budgets."""
-        between = "、" if self._language == "zh" else ", "
+        between = "、" if language == "zh" else ", "
         named = between.join(sorted(name for name in spared if name))
-        return say(self._language, "budget_degraded", budget=named, model=model)
+        return say(language, "budget_degraded", budget=named, model=model)
 
     def warnings(
-        self, standings: Iterable[Standing], calls: Iterable[CallUsage]
+        self, standings: Iterable[Standing], calls: Iterable[CallUsage], *, language: str
     ) -> list[tuple[WindowKey, int, str]]:
         """Return what is to be told of budgets that these calls have nearly used up: window, level, sentence.
 
@@ -133,12 +132,12 @@ class Budgets:
                 taken += Amounts(call.input_tokens + call.output_tokens, 1, call.cost_micro_usd or 0)
         found = []
         for charge, balance in standings:
-            level, sentence = self._warning(charge, balance, taken)
+            level, sentence = self._warning(charge, balance, taken, language)
             if level > balance.told:
                 found.append((charge.window, level, sentence))
         return found
 
-    def _warning(self, charge: Charge, balance: Balance, taken: Amounts) -> tuple[int, str]:
+    def _warning(self, charge: Charge, balance: Balance, taken: Amounts, language: str) -> tuple[int, str]:
         budget = self.by_name.get(charge.budget)
         share = None if budget is None else budget.warn_at
         level, sentence = 0, ""
@@ -151,13 +150,13 @@ class Budgets:
             else:
                 continue
             if reached > level:
-                level, amount = reached, of_limit(self._language, unit, used, limit)
-                ends = self._ends(charge.ends_ms)
-                sentence = say(self._language, key, budget=charge.budget, amount=amount, ends=ends).strip()
+                level, amount = reached, of_limit(language, unit, used, limit)
+                ends = self._ends(charge.ends_ms, language)
+                sentence = say(language, key, budget=charge.budget, amount=amount, ends=ends).strip()
         return level, sentence
 
-    def _ends(self, ends_ms: int | None) -> str:
-        return "" if ends_ms is None else say(self._language, "budget_ends", at=self._local_time(ends_ms))
+    def _ends(self, ends_ms: int | None, language: str) -> str:
+        return "" if ends_ms is None else say(language, "budget_ends", at=self._local_time(ends_ms))
 
     def views(self, charges: Iterable[Charge], found: Mapping[WindowKey, Balance]) -> list[BudgetView]:
         """Return what is used of budgets: a view for each thing that they limit."""

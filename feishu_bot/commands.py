@@ -115,7 +115,7 @@ class BuiltinCommands:
     # ---------------------------------------------------------------------------------------------- help
 
     async def _help(self, context: Context, args: str) -> str:
-        language = context.bot.language
+        language = context.language
         visible = [c for c in context.commands if context.is_admin or not c.admin_only]
         if args:
             return self._help_of(args, visible, language)
@@ -160,10 +160,10 @@ class BuiltinCommands:
     async def _new(self, context: Context, args: str) -> Reply:
         if args:
             return Reply(self._no_arguments(context, "new"))
-        return Reply(say(context.bot.language, "new"), change="archive" if context.conversation else None)
+        return Reply(say(context.language, "new"), change="archive" if context.conversation else None)
 
     async def _clear(self, context: Context, args: str) -> Reply:
-        language = context.bot.language
+        language = context.language
         if args:
             return Reply(self._no_arguments(context, "clear"))
         if context.conversation is None:
@@ -173,7 +173,7 @@ class BuiltinCommands:
         return Reply(say(language, "clear", count=context.conversation.message_count), change="clear")
 
     async def _history(self, context: Context, args: str) -> str:
-        language = context.bot.language
+        language = context.language
         most = int(args) if args.isdecimal() and len(args) < 4 else 0  # noqa: PLR2004  # 999 is too many already
         if not args:
             most = HISTORY_TURNS
@@ -194,17 +194,17 @@ class BuiltinCommands:
 
     def _spans_chats(self, context: Context) -> bool:
         """Say whether the conversation holds what was said in other groups than the one it is shown in."""
-        return self._chat.scope is Scope.USER and context.message.chat_type is not ChatType.PRIVATE
+        return context.scope is Scope.USER and context.message.chat_type is not ChatType.PRIVATE
 
     def _no_arguments(self, context: Context, name: str) -> str:
-        return say(context.bot.language, "command_no_arguments", command=self._prefix + name)
+        return say(context.language, "command_no_arguments", command=self._prefix + name)
 
     # --------------------------------------------------------------------------------------------- usage
 
     async def _usage(self, context: Context, args: str) -> str:
         if args:
             return self._no_arguments(context, "usage")
-        language = context.bot.language
+        language = context.language
         conversation = context.conversation
         lines = [
             say(
@@ -215,7 +215,7 @@ class BuiltinCommands:
             )
         ]
         budgets = await context.bot.budgets(context.message)
-        lines += [budget_line(context.bot, budget) for budget in budgets]
+        lines += [budget_line(context.bot, budget, context.language) for budget in budgets]
         if not budgets:
             lines.append(say(language, "usage_no_budget"))
         return "\n".join(lines)
@@ -225,9 +225,8 @@ def _help(name: str) -> Mapping[str, str]:
     return {language: texts[f"help_of_{name}"] for language, texts in TEXTS.items()}
 
 
-def budget_line(bot: Bot, budget: BudgetView) -> str:
+def budget_line(bot: Bot, budget: BudgetView, language: str) -> str:
     """Return what is used of a budget, what is left, and when it ends."""
-    language = bot.language
     ends = reserved = ""
     if budget.ends_ms is not None:
         ends = say(language, "budget_ends", at=bot.local_time(budget.ends_ms))

@@ -57,7 +57,7 @@ class ConversationCommands:
     # ------------------------------------------------------------------------------------ which is current
 
     async def _threads(self, context: Context, args: str) -> Reply:
-        language = context.bot.language
+        language = context.language
         refused = self._refused(context, "threads", args) or self._elsewhere(context)
         if refused:
             return Reply(refused)
@@ -70,7 +70,7 @@ class ConversationCommands:
         return Reply("\n".join(lines))
 
     def _line(self, context: Context, row: StoredRow, *, is_current: bool) -> str:
-        language = context.bot.language
+        language = context.language
         return say(
             language,
             "threads_line",
@@ -82,7 +82,7 @@ class ConversationCommands:
         )
 
     async def _switch(self, context: Context, args: str) -> Reply:
-        language = context.bot.language
+        language = context.language
         refused = self._spanning(context) or self._elsewhere(context)
         if refused:
             return Reply(refused)
@@ -98,7 +98,7 @@ class ConversationCommands:
         return Reply(say(language, "switched", title=title), change="switch", detail=int(wanted))
 
     async def _rename(self, context: Context, args: str) -> Reply:
-        language = context.bot.language
+        language = context.language
         title = " ".join(args.split())
         if not title or len(title) > MAX_TITLE:
             return Reply(say(language, "rename_usage", prefix=self._prefix, most=MAX_TITLE))
@@ -107,7 +107,7 @@ class ConversationCommands:
         return Reply(say(language, "renamed", title=title), change="rename", detail=title)
 
     async def _fork(self, context: Context, args: str) -> Reply:
-        language = context.bot.language
+        language = context.language
         refused = self._spanning(context) or self._elsewhere(context)
         if refused:
             return Reply(refused)
@@ -129,7 +129,7 @@ class ConversationCommands:
     # --------------------------------------------------------------------------------------- the last turn
 
     async def _undo(self, context: Context, args: str) -> Reply:
-        language = context.bot.language
+        language = context.language
         refused = self._refused(context, "undo", args)
         if refused:
             return Reply(refused)
@@ -140,12 +140,12 @@ class ConversationCommands:
 
     async def _retry(self, context: Context, args: str) -> Reply:
         """Tell why there is nothing to answer anew: where there is, this message became the question."""
-        return Reply(self._refused(context, RETRY, args) or say(context.bot.language, "history_empty"))
+        return Reply(self._refused(context, RETRY, args) or say(context.language, "history_empty"))
 
     # -------------------------------------------------------------------------------------- what is stored
 
     async def _search(self, context: Context, args: str) -> Reply:
-        language = context.bot.language
+        language = context.language
         refused = self._spanning(context)
         if refused:
             return Reply(refused)
@@ -169,7 +169,7 @@ class ConversationCommands:
         return Reply("\n".join(lines))
 
     async def _export(self, context: Context, args: str) -> Reply:
-        language = context.bot.language
+        language = context.language
         refused = self._refused(context, "export", args)
         if refused:
             return Reply(refused)
@@ -196,7 +196,7 @@ class ConversationCommands:
         return Reply("\n\n".join([f"# {title}", *note, *reversed(said)]))
 
     async def _stats(self, context: Context, args: str) -> Reply:
-        language = context.bot.language
+        language = context.language
         refused = self._refused(context, "stats", args)
         if refused:
             return Reply(refused)
@@ -217,7 +217,7 @@ class ConversationCommands:
         )
 
     async def _whoami(self, context: Context, args: str) -> Reply:
-        language, message = context.bot.language, context.message
+        language, message = context.language, context.message
         if args:
             return Reply(say(language, "command_no_arguments", command=f"{self._prefix}whoami"))
         return Reply(
@@ -241,29 +241,29 @@ class ConversationCommands:
     def _refused(self, context: Context, name: str, args: str) -> str:
         """Return why a command without arguments cannot be obeyed here; empty where it can."""
         if args:
-            return say(context.bot.language, "command_no_arguments", command=self._prefix + name)
+            return say(context.language, "command_no_arguments", command=self._prefix + name)
         return self._spanning(context)
 
     def _spanning(self, context: Context) -> str:
         """Refuse in a group what holds words of other groups."""
-        if self._chat().scope is Scope.USER and context.message.chat_type is not ChatType.PRIVATE:
-            return say(context.bot.language, "history_spans")
+        if context.scope is Scope.USER and context.message.chat_type is not ChatType.PRIVATE:
+            return say(context.language, "history_spans")
         return ""
 
     def _elsewhere(self, context: Context) -> str:
         """Refuse at a door that names its conversations itself."""
-        return say(context.bot.language, "threads_on_page") if context.message.conversation else ""
+        return say(context.language, "threads_on_page") if context.message.conversation else ""
 
     def _owner(self, context: Context) -> tuple[str, str | None]:
         """Return the user key, and in a group the chat, whose conversations belong to where this is typed."""
         message = context.message
-        if is_shared(message, self._chat().scope):
+        if is_shared(message, context.scope):
             return make_key(message.account, "chat", message.chat_id), message.chat_id
         is_private = message.chat_type is ChatType.PRIVATE
         return message.user_key, None if is_private else message.chat_id
 
     async def _list(self, context: Context, *, only: int | None = None) -> list[StoredRow]:
-        lane = scope_key(context.message, self._chat().scope)
+        lane = scope_key(context.message, context.scope)
         owner, tenant = self._owner(context), self._tenant(context.message.account)
         return await self._store.read(
             lambda tx: threads.of_chat(tx, lane, owner, tenant_id=tenant, limit=LISTED, only=only)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from feishu_bot.config import check_cron
+from feishu_bot.model import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -136,7 +137,14 @@ class Context:
     history: Sequence[StoredMessage]  # oldest first, the newest turns
     commands: Sequence[Command] = ()  # all that are known, in the order of ``/help``
     is_admin: bool = False
+    scope: Scope = Scope.USER_IN_CHAT  # who shares the conversation here
+    spoken: str | None = None  # the language of this chat, where it is not the bot's
     answering: Answering | None = None
+
+    @property
+    def language(self) -> str:
+        """``zh`` or ``en``: the bot's own sentences in this chat."""
+        return self.spoken or self.bot.language
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from feishu_bot.ai.tokens import count_aside
+from feishu_bot.chats import Chats
 from feishu_bot.model import MAX_KEY_LENGTH, ChatType, End, InboundMessage, make_key, scope_key
 from feishu_bot.store.schema import OPEN
 from feishu_bot.store.work import Arrival, Quote, Recorded, Reply
@@ -61,6 +62,7 @@ class Intake:
     def configure(self, settings: BotSettings) -> None:
         """Go on with other settings."""
         self._chat = settings.chat
+        self._chats = Chats(settings)
         self._model = settings.ai.model
 
     async def record(self, messages: Sequence[InboundMessage]) -> list[Recorded]:
@@ -129,7 +131,7 @@ class Intake:
             return "event:" + make_key(message.account, message.chat_id or message.sender_id)
         if self._is_order(message):  # it must not wait behind a question that waits for it
             return "order:" + message.user_key
-        return scope_key(message, self._chat.scope)
+        return scope_key(message, self._chats.of(message).scope)
 
     def _not_for_us(self, message: InboundMessage) -> str | None:
         """Return why an event needs no answer, or None."""
@@ -143,7 +145,7 @@ class Intake:
             return None if self._chat.enable_private else "private chats are off"
         if not self._chat.enable_in_groups:
             return "groups are off"
-        if message.addressed is False and self._chat.require_at_in_groups:
+        if message.addressed is False and self._chats.of(message).require_at_in_groups:
             return NOT_ADDRESSED
         return None
 

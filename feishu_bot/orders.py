@@ -51,7 +51,7 @@ class OperatorCommands:
         )
 
     async def _pause(self, context: Context, args: str) -> str:
-        orders, language = self._orders(), context.bot.language
+        orders, language = self._orders(), context.language
         words = args.split(None, 1)
         target, sentence = ALL, args
         if words and words[0] in {MODELS, ALL, *orders.accounts()}:
@@ -61,7 +61,7 @@ class OperatorCommands:
         return say(language, "paused", target=shown, prefix=self._prefix())
 
     async def _resume(self, context: Context, args: str) -> str:
-        orders, language = self._orders(), context.bot.language
+        orders, language = self._orders(), context.language
         if args and args not in {MODELS, ALL, *orders.accounts()}:
             targets = "|".join([*orders.accounts(), MODELS])
             return say(language, "resume_usage", command=self._prefix() + RESUME, targets=targets)

@@ -27,3 +27,10 @@ def read_part(payload: str) -> tuple[Target, str]:
     text = data.pop("text", "")
     data["chat_type"] = ChatType(data.get("chat_type", "private"))
     return Target(**data), text
+
+
+def storable(text: str) -> str:
+    """Return ``text`` without what no database and no platform takes: NUL, and halves of surrogate pairs."""
+    if text.isascii():
+        return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,18 +17,16 @@ import orjson
 from feishu_bot.ai.profile import DEFAULT
 from feishu_bot.ai.tokens import count_aside, count_tokens
 from feishu_bot.attachments import Attachments, noted, placeholders
-from feishu_bot.errors import BudgetExceeded, Undeliverable
+from feishu_bot.errors import BudgetExceeded
 from feishu_bot.groups import metadata
 from feishu_bot.hooks import Answering, BudgetView, Context, ConversationView, Reply
 from feishu_bot.indicator import Indicator
 from feishu_bot.model import CallUsage, ChatType, End, InboundMessage, Target, make_key
-from feishu_bot.parts import CALL, part_payload
+from feishu_bot.parts import part_payload, storable
 from feishu_bot.planner import Planner
 from feishu_bot.plugin_bot import ChatBot
-from feishu_bot.push import push_rows
 from feishu_bot.split import fit_text
 from feishu_bot.store import budgets as ledger
-from feishu_bot.store import outbox
 from feishu_bot.store.amendments import amend
 from feishu_bot.store.quotes import CHAT
 from feishu_bot.store.work import (
@@ -52,7 +49,7 @@ if TYPE_CHECKING:
     from feishu_bot.ai.agent import Agent, AgentAnswer, ToolRound
     from feishu_bot.ai.prompt import CallPlan
     from feishu_bot.config import BotSettings
-    from feishu_bot.hooks import StoredMessage
+    from feishu_bot.hooks import Bot, StoredMessage
     from feishu_bot.live import Live
     from feishu_bot.model import BudgetRefusal
     from feishu_bot.planner import Decision
@@ -99,6 +96,7 @@ class Pipeline:
         self._plugins = plugins
         self._access = access
         self._store = store
+        self.bot: Bot = ChatBot(self, store, platforms, {})
         self._keeps = settings.ai.conversation_persistence.enabled
         self.indicator = Indicator(store)
         self._attachments = Attachments()
@@ -172,14 +170,20 @@ class Pipeline:
         shown = self._chat.command_prefix + parsed.name
         if command is None:
             nearest = self.planner.commands.nearest(parsed.name, is_admin=context.is_admin)
-            hint = self._say("nearest", command=self._chat.command_prefix + nearest) if nearest else ""
-            reply: Reply | None = Reply(self._say("unknown_command", command=shown, nearest=hint))
+            hint = (
+                self._say(decision.message, "nearest", command=self._chat.command_prefix + nearest)
+                if nearest
+                else ""
+            )
+            reply: Reply | None = Reply(
+                self._say(decision.message, "unknown_command", command=shown, nearest=hint)
+            )
         elif command.admin_only and not context.is_admin:
-            reply = Reply(self._say("admins_only"))
+            reply = Reply(self._say(decision.message, "admins_only"))
         else:
             reply = await self._plugins.run_command(command, context, parsed.args)
         if reply is None:
-            reply = Reply(self._say("command_failed", command=shown))
+            reply = Reply(self._say(decision.message, "command_failed", command=shown))
         change = Change(reply.change) if reply.change else None
         made = self._new_conversation(work, replace(decision.message, text="")) if change in CHOICES else None
         return Outcome(
@@ -189,7 +193,7 @@ class Pipeline:
             conversation=made,
             change=change,
             detail=reply.detail,
-            parts=self._parts(decision.message, "answer", _storable(reply.text)),
+            parts=self._parts(decision.message, "answer", storable(reply.text)),
             erase=not self._keeps,
         )
 
@@ -201,7 +205,7 @@ class Pipeline:
             said = _Said(text, await count_aside(text, self._settings.ai.model), {"plugin": name})
             return await self._answered(work, decision, context, said, self._not_called(work))
         if decision.call is None:
-            return self._note(work, decision, End.REFUSED, self._say("ai_off"))
+            return self._note(work, decision, End.REFUSED, self._say(decision.message, "ai_off"))
         if work.refusal is not None:
             return self._over_budget(work, decision, work.refusal, ())
         platform, message = self._platforms.get(work.message.account), decision.message
@@ -212,7 +216,7 @@ class Pipeline:
                 platform, message, decision.attachments, detail=detail
             ) as shown:
                 if shown.problem:
-                    sentence = self._say("not_loaded")
+                    sentence = self._say(decision.message, "not_loaded")
                     return self._note(
                         work, decision, End.REFUSED, sentence, reason=f"not loaded: {shown.problem}"
                     )
@@ -268,7 +272,7 @@ class Pipeline:
             "stopped",
             messages=(self._user_message(work, decision),) if self._keeps and decision.again is None else (),
             conversation=self._new_conversation(work, decision.message),
-            parts=self._parts(decision.message, "note", self._say("stopped")),
+            parts=self._parts(decision.message, "note", self._say(decision.message, "stopped")),
             erase=not self._keeps,
         )
 
@@ -279,7 +283,11 @@ class Pipeline:
         if tokens <= limit:
             return None
         return self._note(
-            work, decision, End.REFUSED, self._say("too_long", tokens=tokens, limit=limit), reason="too long"
+            work,
+            decision,
+            End.REFUSED,
+            self._say(decision.message, "too_long", tokens=tokens, limit=limit),
+            reason="too long",
         )
 
     def _reserver(self, work: Work) -> Any:
@@ -313,7 +321,7 @@ class Pipeline:
     async def _answered(
         self, work: Work, decision: Decision, context: Context, said: _Said, calls: tuple[CallUsage, ...]
     ) -> Outcome:
-        text = _storable(await self._plugins.on_answer(context, said.text))
+        text = storable(await self._plugins.on_answer(context, said.text))
         assistant = NewMessage(
             role="assistant",
             content=text,
@@ -343,11 +351,15 @@ class Pipeline:
         """Return an answer with the line that a budget had another model give it, if one had."""
         if not decision.spared or not calls:
             return text
-        return f"{text}\n\n{self.planner.budgets.degraded(decision.spared, calls[-1].model)}"
+        return f"{text}\n\n{self.planner.budgets.degraded(decision.spared, calls[-1].model, language=self.planner.chats.of(decision.message).language)}"
 
     def _with_warnings(self, outcome: Outcome, message: InboundMessage, text: str) -> Outcome:
         """Return an outcome that tells the speaker, once per window, which budgets are nearly used up."""
-        found = self.planner.budgets.warnings(outcome.work.standings, outcome.calls)
+        found = self.planner.budgets.warnings(
+            outcome.work.standings,
+            outcome.calls,
+            language=self.planner.chats.of(outcome.work.message).language,
+        )
         if not found:
             return outcome
         if self._fetches(message):  # he gets one part, and none but his own
@@ -365,7 +377,7 @@ class Pipeline:
         self, work: Work, decision: Decision, reason: str, calls: tuple[CallUsage, ...], *, key: str = "error"
     ) -> Outcome:
         """End a message that could not be answered: its words are kept, the user gets one sentence."""
-        sentence = self._chat.error_message or self._say(key)
+        sentence = self._chat.error_message or self._say(decision.message, key)
         return Outcome(
             work,
             End.DEAD,
@@ -393,7 +405,11 @@ class Pipeline:
     def _over_budget(
         self, work: Work, decision: Decision, refusal: BudgetRefusal, calls: tuple[CallUsage, ...]
     ) -> Outcome:
-        sentence = self.planner.budgets.refused(refusal, prefix=self._chat.command_prefix)
+        sentence = self.planner.budgets.refused(
+            refusal,
+            prefix=self._chat.command_prefix,
+            language=self.planner.chats.of(decision.message).language,
+        )
         outcome = self._note(work, decision, End.REFUSED, sentence, reason=f"budget {refusal.budget}")
         return replace(outcome, calls=calls)
 
@@ -469,7 +485,7 @@ class Pipeline:
             platform_chars=platform.max_part_chars,
             max_bytes=platform.max_part_bytes,
             max_parts=platform.parts_to(target),
-            ending=self._say("shortened"),
+            ending=self._say(message, "shortened"),
         )
         return tuple(
             NewPart(kind, n, part_payload(target, part), source, before) for n, part in enumerate(texts)
@@ -478,9 +494,9 @@ class Pipeline:
     # ------------------------------------------------------------------------------------------ for hooks
 
     def _context(self, work: Work, message: InboundMessage) -> Context:
-        state = work.conversation
+        state, chat = work.conversation, self.planner.chats.of(message)
         return Context(
-            bot=ChatBot(self, {}),
+            bot=self.bot,
             message=message,
             conversation=None
             if state is None
@@ -488,6 +504,8 @@ class Pipeline:
             history=cast("Sequence[StoredMessage]", work.history),  # rows with the same fields
             commands=self.planner.commands.commands,
             is_admin=self._access.is_admin(message),
+            scope=chat.scope,
+            spoken=chat.language,
             answering=self._answering(work, message),
         )
 
@@ -526,7 +544,7 @@ class Pipeline:
             "part": 0,
             "lane_key": "note:" + make_key(message.account, message.chat_id or message.sender_id),
             "account": message.account,
-            "payload": part_payload(target, self._say("expired", count=count)),
+            "payload": part_payload(target, self._say(message, "expired", count=count)),
             "reply_before": message.reply_before_ms,
         }
 
@@ -534,67 +552,24 @@ class Pipeline:
         """Return the part that tells a speaker that his platform will soon take no reply, None for none."""
         if not message.addressed or message.kind == "event" or not self._access.allows(message):
             return None
-        return part_payload(Target.of(message), self._say("closing"))
-
-    def callable_platform(self, account: str) -> Platform:
-        """Return an account on which plugins may make calls. Raises Undeliverable with the reason."""
-        platform = self._platforms.get(account)
-        if platform is None:
-            raise Undeliverable(f"{account} is no account that is enabled")
-        if not platform.takes_calls:
-            raise Undeliverable(f"plugins cannot make calls on {account}, which is of type {platform.name}")
-        return platform
-
-    def call_row(self, message: InboundMessage, action: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the outbox row of a call; the same call about the same message is one row."""
-        self.callable_platform(message.account)
-        call = orjson.dumps({"action": action, "params": params}, option=orjson.OPT_SORT_KEYS)
-        digest = hashlib.sha256(f"{message.event_key}\n".encode() + call).hexdigest()[:40]
-        source = make_key("call", message.account, digest)
-        target = replace(Target.of(message), reply_to=None, extra=_self_id(message))
-        return {
-            "source": source,
-            "kind": CALL,
-            "part": 0,
-            "lane_key": source,
-            "account": message.account,
-            "payload": part_payload(target, call.decode()),
-            "reply_before": None,
-        }
-
-    def push_rows_of(self, account: str, target: Target, text: str, source: str) -> list[dict[str, Any]]:
-        """Return the outbox rows of a message that answers nobody. Raises Undeliverable with the reason."""
-        platform = self._platforms.get(account)
-        if platform is None or platform.pull:
-            raise Undeliverable(f"{account} is no account that is enabled and can send")
-        if not text.strip():
-            raise Undeliverable("the text is empty")
-        most = self._chat.max_message_length
-        return push_rows(
-            account, platform, source=source, target=target, text=_storable(text), max_chars=most
-        )
-
-    async def push(self, *rows: dict[str, Any]) -> None:
-        """Put rows into the outbox. Raises StoreUnavailable."""
-        await self._store.run(lambda tx: outbox.push(tx, rows))
+        return part_payload(Target.of(message), self._say(message, "closing"))
 
     @property
     def language(self) -> str:
         return self._chat.language
 
-    def _say(self, key: str, **values: object) -> str:
-        return say(self._chat.language, key, prefix=self._chat.command_prefix, **values)
+    @property
+    def max_message_length(self) -> int:
+        return self._chat.max_message_length
+
+    def _say(self, message: InboundMessage, key: str, **values: object) -> str:
+        return say(self.planner.chats.of(message).language, key, prefix=self._chat.command_prefix, **values)
 
     @staticmethod
     def _reason(answer: AgentAnswer) -> str:
         if answer.refusal is not None:
             return f"model {answer.model}: {answer.failure}; no budget for another call"
         return f"model {answer.model}: {answer.failure}"
-
-
-def _self_id(message: InboundMessage) -> dict[str, Any]:
-    """Return by which of an account's bots a message came, as targets name it."""
-    return {name: value for name, value in message.extra.items() if name == "self_id"}
 
 
 def _steps(work: Work, decision: Decision, said: _Said) -> Iterator[NewMessage]:
@@ -604,9 +579,9 @@ def _steps(work: Work, decision: Decision, said: _Said) -> Iterator[NewMessage]:
     for number, (role, content, tokens, own) in enumerate(steps):
         yield NewMessage(
             role=role,
-            content=_storable(content),
+            content=storable(content),
             tokens=tokens,
-            metadata_json=_storable(orjson.dumps(own | note).decode()),
+            metadata_json=storable(orjson.dumps(own | note).decode()),
             save_key=f"in:{work.inbox_id}:step:{number}",
         )
 
@@ -619,10 +594,3 @@ def _chat_note(work: Work, message: InboundMessage) -> dict[str, Any]:
     """Return the chat of an answer in a conversation that spans several."""
     noted = metadata(message, work.lease.lane_key)
     return {CHAT: noted[CHAT]} if CHAT in noted else {}
-
-
-def _storable(text: str) -> str:
-    """Return ``text`` without what no database and no platform takes: NUL, and halves of surrogate pairs."""
-    if text.isascii():
-        return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
-    return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -12,6 +12,7 @@ from feishu_bot.ai.profile import DEFAULT
 from feishu_bot.ai.tokens import count_tokens
 from feishu_bot.attachments import readable
 from feishu_bot.budgets import Budgets
+from feishu_bot.chats import Chats
 from feishu_bot.commands import RETRY, CommandTable
 from feishu_bot.groups import is_shared, question, with_speakers
 from feishu_bot.model import InboundMessage, make_key
@@ -81,6 +82,7 @@ class Planner:
         """Go on with other settings and another agent."""
         self._settings = settings
         self._chat = settings.chat
+        self.chats = Chats(settings)
         self._agent = agent
         self.budgets.configure(settings)
         within = settings.chat.answer_within
@@ -141,7 +143,8 @@ class Planner:
         self, decision: Decision, history: Sequence[HistoryRow], profile: Profile, now_ms: int
     ) -> Planned:
         """Return the decision with the call that it takes, and what must be reserved for that."""
-        message, scope, shown = decision.message, self._chat.scope, decision.attachments
+        message, shown = decision.message, decision.attachments
+        scope = self.chats.of(message).scope
         if is_shared(message, scope):
             history = with_speakers(history, profile.model)
         images = sum(a.kind == "image" for a in shown)
@@ -188,7 +191,7 @@ class Planner:
             if judged is None and not is_old:
                 return Planned(wait_ms=now_ms + _LOOK_AGAIN_MS)
             message = judged or replace(message, addressed=False)
-            if not message.addressed and self._chat.require_at_in_groups:
+            if not message.addressed and self.chats.of(message).require_at_in_groups:
                 return Planned(Decision("ignore", message, "not addressed"))
         return message
 
@@ -252,7 +255,9 @@ class Planner:
             once = make_key(
                 "expired", message.account, str(now_ms // 60_000), message.chat_id, message.sender_id
             )
-            return Decision("expire", message, "too old to answer", self._say("expired", count=1), once)
+            return Decision(
+                "expire", message, "too old to answer", self._say(message, "expired", count=1), once
+            )
         if message.reply_before_ms is not None and now_ms > message.reply_before_ms:
             return Decision("expire", message, "the platform's reply window has closed")
         if attempt > MAX_ATTEMPTS:
@@ -260,17 +265,17 @@ class Planner:
         if not self._access.allows(message):
             day = datetime.fromtimestamp(now_ms / 1000, UTC).astimezone(self._zone).date()
             once = make_key("access", message.account, day.isoformat(), message.chat_id, message.sender_id)
-            return Decision("refuse", message, "access", self._say("no_access"), once)
+            return Decision("refuse", message, "access", self._say(message, "no_access"), once)
         shown = self._shown(message, model)
         if message.unreadable is not None and not shown:
             key = "bare_mention" if message.unreadable == "mention" else "cannot_read"
-            return Decision("refuse", message, f"cannot read: {message.unreadable}", self._say(key))
+            return Decision("refuse", message, f"cannot read: {message.unreadable}", self._say(message, key))
         command = self.commands.parse(message.text)
         if command is not None:
             return Decision("command", message, command=command)
         limit = self._chat.max_input_tokens
         if (message.tokens or 0) > limit:
-            sentence = self._say("too_long", tokens=message.tokens, limit=limit)
+            sentence = self._say(message, "too_long", tokens=message.tokens, limit=limit)
             return Decision("refuse", message, "too long", sentence)
         return Decision("answer", message, attachments=shown)
 
@@ -293,8 +298,8 @@ class Planner:
         message = replace(decision.message, text=asked.content, tokens=asked.tokens)
         return replace(decision, kind="answer", message=message, command=None, again=asked.seq)
 
-    def _say(self, key: str, **values: object) -> str:
-        return say(self._chat.language, key, prefix=self._chat.command_prefix, **values)
+    def _say(self, message: InboundMessage, key: str, **values: object) -> str:
+        return say(self.chats.of(message).language, key, prefix=self._chat.command_prefix, **values)
 
 
 def _before(history: Sequence[HistoryRow], seq: int) -> tuple[Sequence[HistoryRow], HistoryRow]:

@@ -23,7 +23,7 @@ async def commands(bot: Bot) -> Sequence[Command]:  # noqa: ARG001  # the signat
 
 
 async def hello(context: Context, args: str) -> str:
-    greeting = str(context.bot.settings.get("greeting") or GREETINGS[context.bot.language])
+    greeting = str(context.bot.settings.get("greeting") or GREETINGS[context.language])
     name = args or context.message.sender_name or context.message.sender_id
     # Not str.format: somebody's name or the operator's text may hold braces.
     return greeting.replace("{name}", name)

@@ -155,4 +155,4 @@ async def _do(context: Context, done: str, action: str, who: str, **params: obje
 
 
 def _say(context: Context, key: str, **values: object) -> str:
-    return TEXTS[context.bot.language][key].format(**values)
+    return TEXTS[context.language][key].format(**values)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from feishu_bot.hooks import Context, ConversationView, StoredMessage
-from feishu_bot.model import ChatType, InboundMessage
+from feishu_bot.model import ChatType, InboundMessage, Scope
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,6 +44,7 @@ def context(
     is_admin: bool = False,
     chat_type: ChatType = ChatType.PRIVATE,
     new: bool = False,
+    scope: Scope = Scope.USER_IN_CHAT,
 ) -> Context:
     """Return what a hook is told; ``said`` is the history, ``new``: there is no conversation yet."""
     message = InboundMessage("web", "m1", text=text, sender_id="ann", sender_name="Ann", chat_type=chat_type)
@@ -54,4 +55,5 @@ def context(
         history=[StoredMessage(role, content, 10) for role, content in said],
         commands=commands,
         is_admin=is_admin,
+        scope=scope,
     )

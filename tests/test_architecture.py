@@ -35,7 +35,7 @@ LAYERS: list[tuple[frozenset[str], bool]] = [
     (frozenset({"state", "agent_commands", "commands", "orders", "plugins"}), APART),
     (
         frozenset({"attachments", "conversation_commands", "groups", "indicator", "intake", "pipeline"})
-        | {"budgets", "parts", "planner", "plugin_bot", "push", "toolbox"},
+        | {"budgets", "chats", "parts", "planner", "plugin_bot", "push", "toolbox"},
         TOGETHER,
     ),
     (

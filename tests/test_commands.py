@@ -206,7 +206,7 @@ async def test_a_command_that_takes_no_arguments_does_nothing_when_it_gets_some(
 
 
 async def test_a_conversation_over_several_groups_is_neither_shown_nor_cleared_in_one():
-    given = {"chat": {"scope": Scope.USER}, "said": [("user", "a secret"), ("assistant", "kept")]}
+    given = {"scope": Scope.USER, "said": [("user", "a secret"), ("assistant", "kept")]}
     assert "secret" not in await say("history", chat_type=ChatType.GROUP, **given)
     assert (await say("clear", chat_type=ChatType.GROUP, **given)).change is None
     assert (await say("new", chat_type=ChatType.GROUP, **given)).change == "archive"

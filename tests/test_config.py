@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, SecretStr
 
@@ -660,6 +660,7 @@ def test_any_variable_is_taken_or_a_mistake(read, name, value):
 @given(
     noise=YAML_SIGNS, place=st.sampled_from(["app_secret", "pin", "app_id: x, app_secret"]), tail=YAML_SIGNS
 )
+@example(noise=",", place="app_secret", tail="}")
 def test_no_noise_around_a_secret_makes_a_mistake_show_it(read, noise, place, tail):
     text = f"platforms:\n  app: {{{place}: {noise}{SECRET}{tail}\n"
     assert SECRET not in "\n".join(told(read, text))

@@ -385,7 +385,9 @@ class _Builder:
                 values[key] = self.build(item, shapes[key], (*path, key))
             else:
                 meant = None if self.mistakes.is_full else nearest(key, shapes)
-                self.mistakes.add(item.origin, (*path, key), "unknown key", meant=meant)
+                # What has no value and is like no key may be a value itself, even a secret: {secret: , x} has two keys.
+                shown = key if meant or not isinstance(item, Scalar) or item.text.strip() else "…"
+                self.mistakes.add(item.origin, (*path, shown), "unknown key", meant=meant)
         return values
 
     def build_leaf(self, node: Scalar, shape: Shape) -> str | None:

@@ -284,6 +284,9 @@ class ChatRuleSettings(Settings):
     """What holds in some chats instead of everywhere; the first rule that matches wins."""
 
     match: ChatMatchSettings | None = Field(None, description="platform, chat, type; null: all")
+    scope: Scope | None = Field(None, description="who shares a conversation there; null: as in chat")
+    language: Literal["zh", "en"] | None = Field(None, description="the bot's own sentences there")
+    require_at_in_groups: bool | None = Field(None, description="whether it must be mentioned there")
     agent: AgentName | None = Field(None, description="who answers there: a name in ai.agents, or default")
     cleanup_days: int | None = Field(
         None, ge=0, le=36500, description="instead of ai.conversation_persistence.cleanup_days; 0: for ever"

@@ -101,6 +101,39 @@ async def test_a_command_that_quotes_a_message_is_a_command(folder, platform):
         assert (state, reason.split()[0]) == ("answered", "command")
 
 
+# ----------------------------------------------------------------------------------- rules of some chats
+
+
+async def chat_id_of(folder, platform: str, chat: str) -> str:
+    """Return what the platform calls a chat."""
+    async with house(folder) as found:
+        await found.ask(platform, "hello", chat=chat)
+        (conversation,) = await found.conversations()
+        return str(conversation.chat_id)
+
+
+@on_every_platform
+async def test_a_chat_may_have_a_scope_a_language_and_a_rule_of_mentions_of_its_own(tmp_path, platform):
+    (tmp_path / "first").mkdir()
+    match = {"platform": platform, "chat": await chat_id_of(tmp_path / "first", platform, "team")}
+    rules = [
+        {"match": match, "require_at_in_groups": False, "language": "zh", "scope": "chat"},
+        {"match": {"platform": platform}, "language": "en"},
+    ]
+    async with house(tmp_path, chats=rules) as found:
+        await found.ask(platform, "one", at=False)
+        await found.ask(platform, "two", at=False, who="bob")
+        await found.ask(platform, "three", at=False, chat="other")
+        await found.ask(platform, "/nothing", at=False)
+        await found.ask(platform, "/nothing", chat="other")
+        assert found.rooms[platform].texts()[-1].startswith("Unknown command")
+        assert found.rooms[platform].texts()[-2].startswith("未知命令")
+        first, second = found.asked()
+        assert (len(first), len(second)) == (1, 3), "shared, and the other group was not meant"
+        assert (await found.ends())[2] == NOT_MEANT
+        assert "three" not in "".join(map(str, await found.rows_of_all()))
+
+
 # ------------------------------------------------------------------------------------------------- scopes
 
 TALK = [("ann", "team"), ("bob", "team"), ("ann", "other"), ("ann", None)]
