@@ -15,6 +15,7 @@ from feishu_bot.access import Access
 from feishu_bot.agent_commands import AgentCommands
 from feishu_bot.ai.circuit import Circuits
 from feishu_bot.backups import Backups
+from feishu_bot.budget_commands import BudgetCommands
 from feishu_bot.chats import Chats
 from feishu_bot.closing import Closing
 from feishu_bot.commands import BuiltinCommands
@@ -158,7 +159,17 @@ class App:
         )
         orders = OperatorCommands(lambda: self.operation.controls, lambda: self.settings.chat.command_prefix)
         agents = AgentCommands(lambda: self.settings.chat.command_prefix)
-        return [*conversations.commands(), *agents.commands(), *orders.commands()]
+        budgets = BudgetCommands(
+            self.store,
+            lambda: self.pipeline.planner.budgets,
+            lambda: self.settings.chat.command_prefix,
+        )
+        return [
+            *conversations.commands(),
+            *agents.commands(),
+            *orders.commands(),
+            *budgets.commands(),
+        ]
 
     def _make_platforms(self) -> dict[str, Platform]:
         types, settings = platform_types(), self.settings

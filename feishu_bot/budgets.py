@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 from feishu_bot.access import applies
 from feishu_bot.hooks import BudgetView
-from feishu_bot.model import ChatType, make_key
+from feishu_bot.model import ChatType, InboundMessage, make_key
 from feishu_bot.store.work import Amounts, Balance, Charge
 from feishu_bot.texts import of_limit, say
 from feishu_bot.windows import window_bounds
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from feishu_bot.config import BotSettings, BudgetSettings
-    from feishu_bot.model import BudgetRefusal, CallUsage, InboundMessage
+    from feishu_bot.model import BudgetRefusal, CallUsage
     from feishu_bot.store.work import Standing, WindowKey
     from feishu_bot.windows import Window
 
@@ -61,6 +61,17 @@ class Budgets:
             and (budget.degrade_to is None or budget.degrade_to != model)
             and applies(budget.match, message)
         ])  # fmt: skip
+
+    def of_person(self, account: str, sender_id: str, now_ms: int) -> tuple[Charge, ...]:
+        """Return the rows that count a person alone, in whatever chat."""
+        speaker = InboundMessage(account, "", sender_id=sender_id)
+        found = []
+        for budget in self.by_name.values():
+            match = budget.match
+            anywhere = None if match is None else match.model_copy(update={"chat": None})
+            if budget.scope == "user" and applies(anywhere, speaker):
+                found.append(self.charge(budget, speaker.person, now_ms))
+        return tuple(found)
 
     def charge(self, budget: BudgetSettings, key: str, now_ms: int) -> Charge:
         """Return the row of a budget that counts for ``key`` now."""

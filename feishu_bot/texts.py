@@ -100,6 +100,13 @@ TEXTS: Final[dict[str, dict[str, str]]] = {
         "whoami": "{name}\n标识：{person}\n用户键：{user_key}\n会话：{chat}\n权限：{role}",
         "role_admin": "管理员",
         "role_user": "普通用户",
+        "help_of_budget": "查看、增加或重置某人的预算",
+        "budget_usage": "用法：{command} show 用户、{command} grant 用户 数量 [预算]、{command} reset 用户 [预算]。\n"
+        "用户可写标识、用户键或 @；here 表示此处共用的预算。数量如 5000、20calls 或 $1.5。",
+        "budget_of_nobody": "没有针对 {who} 的预算。",
+        "budget_of": "{who} 的预算：",
+        "budget_granted": "预算「{budget}」本期另加 {amount}。",
+        "budget_which": "请指明一个预算：{budgets}。",
         "usage_shared": "，{by}",
         "amount_requests": "{count} 次",
         "scope_chat": "本群共用",
@@ -253,6 +260,15 @@ TEXTS: Final[dict[str, dict[str, str]]] = {
         "whoami": "{name}\nPerson: {person}\nUser key: {user_key}\nChat: {chat}\nRole: {role}",
         "role_admin": "administrator",
         "role_user": "user",
+        "help_of_budget": "shows somebody's budgets, grants more or begins them anew",
+        "budget_usage": "Usage: {command} show USER, {command} grant USER AMOUNT [BUDGET], "
+        "{command} reset USER [BUDGET].\n"
+        "USER is a person, a user key or a mention; here stands for the budgets that are shared here. "
+        "AMOUNT is e.g. 5000, 20calls or $1.5.",
+        "budget_of_nobody": "No budget counts {who}.",
+        "budget_of": "Budgets of {who}:",
+        "budget_granted": "Granted to “{budget}” in this window: {amount}.",
+        "budget_which": "Please name one budget: {budgets}.",
         "usage_shared": ", {by}",
         "amount_requests": "{count} call(s)",
         "scope_chat": "shared by this chat",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import orjson
 import pytest
 
 from feishu_bot.store import schema
@@ -242,3 +243,90 @@ async def test_a_cost_budget_holds_by_the_prices_of_the_configuration(
     assert (window.reserved_micro_usd, window.key) == (0, "*")
     assert "“money” (per day, shared by everybody): $0." in shown
     assert "used of $0.40, $0." in shown
+
+
+# ------------------------------------------------------------------------------------------------ /budget
+
+
+async def test_an_operator_sees_grants_and_resets_and_each_change_is_on_record(
+    bots, people, model, feishu, db_url, record
+):
+    budgets = [
+        {"name": "day", "scope": "user", "window": "day", "limit_tokens": 20},
+        calls("team", 5, "chat"),
+        {"name": "money", "scope": "user", "window": "total", "limit_cost_usd": 2},
+    ]
+    config = configuration(
+        db_url,
+        feishu=feishu,
+        model=model,
+        budgets=budgets,
+        ai={"max_output_tokens": 10, "prices": {"openai:*": {"input": 1, "output": 1}}},
+        chat={"admins": ["feishu:ou_boss"]},
+    )
+    bot = await bots.start(config)
+    said = 0
+
+    async def boss(words: str) -> str:
+        nonlocal said
+        said += 1
+        await people.say(bot, words, user="boss")
+        return (await people.replies(said, "oc_boss"))[-1]
+
+    await people.say(bot, "hello")
+    assert "“day” has used 0 of 20 tokens" in (await people.replies(1, "oc_ann"))[0]
+    assert "Budget “day” (per day): 0 used of 20, 20 left." in await boss("/budget show ou_ann")
+    granted = await boss("/budget grant feishu:private:ou_ann 1000 day")
+    assert "0 used of 1020, 1020 left." in granted
+    assert "Granted to “day” in this window: 1000." in granted
+    await people.say(bot, "hello")
+    assert (await people.replies(2, "oc_ann"))[-1] == "echo: hello"
+    assert "$0 used of $3.50" in await boss("/budget grant feishu:ou_bob $1.5 money")
+    assert "5 call(s) left. Granted" not in await boss("/budget grant here 2calls team")
+    await record.settled()
+    assert "0 used of 20, 20 left." in await boss("/budget reset ou_ann")
+    assert [(c.outcome, c.user_id) for c in record.ledger()] == [("ok", "feishu:ou_ann")], "the ledger stays"
+    trail = record.rows(schema.audit)
+    assert [(a.action, a.actor, a.target) for a in trail] == [
+        ("budget.grant", "feishu:ou_boss", "feishu:ou_ann"),
+        ("budget.grant", "feishu:ou_boss", "feishu:ou_bob"),
+        ("budget.grant", "feishu:ou_boss", "here"),
+        ("budget.reset", "feishu:ou_boss", "feishu:ou_ann"),
+    ]
+    before, after = (orjson.loads(text)["day"] for text in (trail[-1].before, trail[-1].after))
+    assert before["granted"]["tokens"] == 1000
+    assert before["used"]["requests"] == 1
+    assert after == {key: {"tokens": 0, "requests": 0, "micro_usd": 0} for key in ("used", "granted")}
+
+
+async def test_what_an_operator_cannot_mean_is_answered_with_the_usage(
+    bots, people, model, feishu, sqlite_url, sqlite_record
+):
+    two = [budget(20), {**budget(30), "name": "other", "match": {"user": "feishu:*"}}]
+    config = configuration(
+        sqlite_url, feishu=feishu, model=model, budgets=two, chat={"admins": ["feishu:ou_boss"]}
+    )
+    bot = await bots.start(config)
+    answers = {
+        "/budget": "Usage: /budget show USER",
+        "/budget show": "Usage:",
+        "/budget give ou_ann 5": "Usage:",
+        "/budget grant ou_ann": "Usage:",
+        "/budget grant ou_ann 5": "Please name one budget: mine, other.",
+        "/budget grant ou_ann 5 none": "Please name one budget: mine, other.",
+        "/budget grant ou_ann -5 mine": "Usage:",
+        "/budget grant ou_ann 1e9 mine": "Usage:",
+        "/budget grant ou_ann 9999999999999999999999 mine": "Usage:",
+        "/budget grant ou_ann $5 mine": "Usage:",
+        "/budget grant ou_ann 5 mine more": "Usage:",
+        "/budget reset ou_ann none": "Please name one budget",
+        "/budget show a:b:c:d": "No budget counts a:b:c:d.",
+        "/budget show here": "No budget counts here.",
+    }
+    for n, (words, expected) in enumerate(answers.items(), start=1):
+        await people.say(bot, words, user="boss")
+        assert expected in (await people.replies(n, "oc_boss"))[-1], words
+    await people.say(bot, "/budget show ou_boss")
+    assert await people.replies(1, "oc_ann") == ["Only administrators may use this command."]
+    assert sqlite_record.rows(schema.audit) == []
+    assert sqlite_record.rows(schema.budget_windows) == []
