@@ -251,7 +251,7 @@ class Pipeline:
         metadata = {"model": answer.model, "finish_reason": answer.finish}
         text = answer.text
         if answer.finish == "filtered":
-            text = f"{text}\n\n{self._say('filtered_rest')}"
+            text = f"{text}\n\n{self._say(decision.message, 'filtered_rest')}"
         said = _Said(text, used.output_tokens - used.reasoning_tokens, metadata, answer.rounds)
         return await self._answered(work, decision, context, said, answer.calls)
 
