@@ -52,7 +52,7 @@ class BudgetCommands:
         )
 
     async def _budget(self, context: Context, args: str) -> str:
-        language = context.bot.language
+        language = context.language
         wanted, *words = _words(context.message, args) or [""]
         if wanted not in {"show", "grant", "reset"} or not words:
             return self._usage(language)
@@ -78,7 +78,7 @@ class BudgetCommands:
     async def _grant(
         self, context: Context, target: str, charges: Sequence[Charge], much: str, name: Sequence[str]
     ) -> str:
-        language = context.bot.language
+        language = context.language
         chosen = [c for c in charges if not name or c.budget == name[0]]
         if len(chosen) != 1:
             return self._which(language, charges)
@@ -90,10 +90,10 @@ class BudgetCommands:
         return await self._shown(context, target, chosen)
 
     async def _shown(self, context: Context, target: str, charges: Sequence[Charge]) -> str:
-        language = context.bot.language
+        language = context.language
         found = await self._store.read(lambda tx: ledger.read_balances(tx, charges))
         lines = [say(language, "budget_of", who=target)]
-        lines += [budget_line(context.bot, view) for view in self._budgets().views(charges, found)]
+        lines += [budget_line(context.bot, view, language) for view in self._budgets().views(charges, found)]
         for charge in charges:
             balance = found.get(charge.window)
             for unit, place, _ in charge.limits():
