@@ -217,7 +217,7 @@ async def test_a_used_up_budget_is_429_with_the_numbers(bots, http, sqlite_url):
 
 async def test_an_answer_that_takes_too_long_is_202_and_can_be_fetched_later(bots, http, model, sqlite_url):
     ai = {"timeout_s": 0.2}
-    bot = await bots.start(configuration(sqlite_url, model=model, ai=ai))
+    bot = await bots.start(configuration(sqlite_url, model=model))
     door = Door(http, bot)
     _, known = await door.ask("first")
     # Two tries of 0.2 s and five seconds of grace: the plugin that thinks for longer makes it late.
