@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy import func, select, text
+from sqlalchemy import BindParameter, func, literal, select, text
 
 from feishu_bot.store.conversations import user_scope
 from feishu_bot.store.engine import open_engine
-from feishu_bot.store.schema import SEARCH_TABLE, conversations, messages, usage
+from feishu_bot.store.schema import SEARCH_TABLE, conversations, messages, usage, usage_hours, usage_names
 from feishu_bot.store.search import column_value, compact
+from feishu_bot.store.sums import CHAT, NOBODY, NUMBERS, USER, hour_of
 from feishu_bot.store.terms import terms
 from feishu_bot.store.transactions import Transactions
 
@@ -48,7 +49,7 @@ _CONVERSATION = (
 )
 _USAGE = (
     *("id", "inbox_id", "attempt", "call", "conversation_id", "user_key", "user_id", "platform", "model"),
-    *("input_tokens", "output_tokens", "cost_micro_usd", "outcome", "at"),
+    *("input_tokens", "output_tokens", "cost_micro_usd", "outcome", "at", "fresh"),
 )
 _SECONDARY: Final = (messages, conversations, usage)  # their indexes are made at the end on PostgreSQL
 
@@ -151,7 +152,7 @@ class Population:
         model = ("deepseek-chat", "gpt-4o-mini", "qwen-plus")[conversation_id % 3]
         return (
             *(message_id, message_id, 1, 1, conversation_id, f"feishu:private:{user}", user),
-            *("feishu", model, 20 * tokens, tokens, tokens * 1e-6, "ok", instant),
+            *("feishu", model, 20 * tokens, tokens, tokens, "ok", instant, None),
         )
 
     def _text(self, content: str) -> _Text:
@@ -203,6 +204,7 @@ def make(db_url: str, count: int) -> Population:
         if done < population.groups:
             with _quick(engine, kind):
                 _fill(engine, kind, population, done)
+            _add_up(engine, kind)
         if kind == "postgresql":
             _finish_postgresql(engine)
     finally:
@@ -268,6 +270,28 @@ def _fill(engine: Engine, kind: str, population: Population, done: int) -> None:
             driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             connection.detach()  # its settings are not those of the store
     sys.stderr.write("\n")
+
+
+def _add_up(engine: Engine, kind: str) -> None:
+    """Leave the sums of the ledger as the job would have."""
+    _progress("sums of the ledger")
+    u = usage.c
+    tokens = (u.input_tokens, u.output_tokens, u.cached_tokens, u.reasoning_tokens)
+    numbers = (func.count(), *map(func.sum, tokens), func.count(u.cost_micro_usd), func.sum(u.cost_micro_usd))
+    parts: list[tuple[Table, Sequence[Any]]] = [
+        (usage_hours, (hour_of(kind), u.tenant_id, u.platform, u.model)),
+        (usage_names, (literal(USER), u.user_id, u.tenant_id)),
+        (usage_names, (literal(CHAT), func.coalesce(u.chat_id, NOBODY), u.tenant_id)),
+    ]
+    with engine.begin() as connection:
+        for table in (usage_hours, usage_names):
+            connection.execute(table.delete())
+        for table, keys in parts:
+            named = [column for column in keys if not isinstance(column, BindParameter)]
+            rows = select(*keys, *numbers).group_by(*named)
+            connection.execute(
+                table.insert().from_select([*table.primary_key.columns.keys(), *NUMBERS], rows)
+            )
 
 
 def _insert(

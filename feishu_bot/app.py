@@ -33,7 +33,7 @@ from feishu_bot.platforms.base import PlatformContext, platform_types
 from feishu_bot.plugin_bot import ChatBot
 from feishu_bot.plugins import Plugins
 from feishu_bot.retention import Retention
-from feishu_bot.schedule import Job, Schedule, cleanup, remove_hidden
+from feishu_bot.schedule import Job, Schedule, add_usage, cleanup, remove_hidden
 from feishu_bot.store.conversations import PIECE
 from feishu_bot.store.engine import is_hopeless
 from feishu_bot.store.store import Store
@@ -196,7 +196,10 @@ class App:
 
     def _jobs(self) -> list[Job]:
         cleaning = self.settings.schedule.cleanup
-        jobs = [Job(_REMOVE_HIDDEN, None, partial(remove_hidden, self.store))]
+        jobs = [
+            Job(_REMOVE_HIDDEN, None, partial(remove_hidden, self.store)),
+            Job("usage", "7 * * * *", partial(add_usage, self.store)),
+        ]
         if not cleaning.enabled:
             return jobs
 

@@ -23,6 +23,7 @@ from feishu_bot.errors import StoreUnavailable
 from feishu_bot.store import cleanup as removing
 from feishu_bot.store import jobs as runs
 from feishu_bot.store.conversations import remove_cleared
+from feishu_bot.store.sums import add_fresh
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Iterator, Sequence
@@ -341,6 +342,11 @@ async def remove_hidden(store: Store, progress: Progress | None = None) -> int:
     """Remove what is hidden or cleared and has not been removed yet; returns the number of rows."""
     hidden = await _repeat(store, "rows", removing.remove_hidden, progress)
     return hidden + await _repeat(store, "rows", remove_cleared, progress)
+
+
+async def add_usage(store: Store) -> int:
+    """Add what the ledger has got since to its sums; returns the number of rows."""
+    return await _repeat(store, "usage", add_fresh, None)
 
 
 async def _hide_idle(store: Store, retention: Retention, progress: Progress | None) -> int:

@@ -25,6 +25,8 @@ from feishu_bot.store.schema import (
     tokens,
     totals,
     usage,
+    usage_hours,
+    usage_names,
 )
 from feishu_bot.store.snapshot import kept_tables
 
@@ -110,6 +112,8 @@ def rows_of_every_sort() -> list[tuple[Table, list[dict[str, Any]]]]:
     ]
     call = {"inbox_id": 3, "attempt": 1, "call": 0, "platform": "web", "model": "m", "outcome": "ok"}
     call |= {"input_tokens": 2**40, "output_tokens": 1, "cost_micro_usd": 100_000, "at": SAID}
+    added = {"tenant_id": "default", "calls": 1, "input_tokens": 2**40, "output_tokens": 1, "priced": 0}
+    added |= {"cached_tokens": 0, "reasoning_tokens": 0, "cost_micro_usd": 0}
     window = {"budget": "daily", "key": "web:u1", "window_start": SAID_MS, "used": 10}
     held_in = {"reserved": 50, "reserved_requests": 1, "reserved_micro_usd": 70}
     held = {
@@ -137,7 +141,9 @@ def rows_of_every_sort() -> list[tuple[Table, list[dict[str, Any]]]]:
         (lanes, [lane]),
         (inbox, came),
         (outbox, sent),
-        (usage, [call, {**call, "call": 1, "cost_micro_usd": None}]),
+        (usage, [{**call, "fresh": 1}, {**call, "call": 1, "cost_micro_usd": None, "fresh": None}]),
+        (usage_hours, [{**added, "hour": SAID_MS // 3_600_000, "platform": "web", "model": "m"}]),
+        (usage_names, [{**added, "kind": kind, "name": ""} for kind in ("user", "chat")]),
         (budget_windows, [window | held_in, {**window, "key": "web:U1", "told": 1, "reserved": 0}]),
         (reservations, [held]),
         (accounts, [account, {**account, "name": "Ann", "role": "user"}]),

@@ -17,11 +17,12 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
+from zoneinfo import ZoneInfo
 
 from feishu_bot.config import database_from, process_variables
 from feishu_bot.errors import ConversationNotFound, InvalidImport, MessageNotFound, StoreUnavailable
 from feishu_bot.retention import Retention
-from feishu_bot.store import cleanup, conversations, search, statistics, threads, transfer, values
+from feishu_bot.store import cleanup, conversations, ledger, search, statistics, threads, transfer, values
 from feishu_bot.store.records import (
     ConversationRecord,
     MessageRecord,
@@ -57,6 +58,7 @@ DEFAULT_FOLDER: Final = "data"
 _FILE: Final = "conversations.db"
 _MAX_DAYS: Final = 700_000  # before the year 1 nothing was said
 _MAX_ROWS: Final = 2**31
+_UTC: Final = ZoneInfo("UTC")
 
 
 class PersistentConversationManager:
@@ -531,12 +533,16 @@ class PersistentConversationManager:
         *,
         tenant_id: str | None = None,
     ) -> list[dict[str, Any]]:
-        """Return calls, tokens and cost of the server's model calls, by user, chat, platform, model, day or tenant."""
-        if by not in statistics.USAGE_BY:
-            raise ValueError(f"by must be one of {', '.join(statistics.USAGE_BY)}, not {by!r}")
+        """Return calls, tokens and cost of the server's model calls, by user, chat, platform, model, day or tenant.
+
+        Days are those of UTC. All there ever was takes little time; of users and chats, a range of time takes as long
+        as it has calls.
+        """
+        if by not in ledger.USAGE_BY:
+            raise ValueError(f"by must be one of {', '.join(ledger.USAGE_BY)}, not {by!r}")
         start, end = values.check_instant(since, "since"), values.check_instant(until, "until")
         return self._database.read(
-            lambda tx: statistics.usage_by(tx, by, since=start, until=end, tenant_id=tenant_id)
+            lambda tx: ledger.usage_by(tx, by, _UTC, since=start, until=end, tenant_id=tenant_id)
         )
 
     def estimate_tokens(self, text: str, model: str = "gpt-4o") -> int:

@@ -16,7 +16,7 @@ import orjson
 from sqlalchemy import bindparam, case, delete, func, select, text, update
 
 from feishu_bot.model import End, escape_part, person_key
-from feishu_bot.store import budgets, search
+from feishu_bot.store import budgets, search, sums
 from feishu_bot.store.cleanup import remove_hidden
 from feishu_bot.store.conversations import remove_cleared
 from feishu_bot.store.inbox import count_ends
@@ -472,12 +472,13 @@ class _Erase:
     # ------------------------------------------------------------------------------- ledger and budgets
 
     def _anonymise_usage(self, tx: Transaction) -> _Done:
-        columns = (_u.id, _u.user_key, _u.input_tokens, _u.output_tokens, _u.cost_micro_usd)
+        columns = [_u.id, _u.user_key, _u.user_id, _u.chat_id, _u.tenant_id, _u.fresh, *sums.AMOUNTS]
         wanted = select(*columns).where(_u.user_id.in_(self._person.ids)).order_by(_u.id).limit(PIECE)
         rows = tx.connection.execute(wanted.with_for_update()).all()
         nobody: dict[str, Any] = {"user_key": None, "user_id": None, "conversation_id": None}
         # A private chat's id names the person as well.
-        private = [row.id for row in rows if ":private:" in (row.user_key or ":private:")]
+        private_rows = [row for row in rows if ":private:" in (row.user_key or ":private:")]
+        private = [row.id for row in private_rows]
         others = [row.id for row in rows if row.id not in set(private)]
         if private:
             tx.connection.execute(update(usage).where(_u.id.in_(private)).values(nobody | {"chat_id": None}))
@@ -485,6 +486,7 @@ class _Erase:
             tx.connection.execute(update(usage).where(_u.id.in_(others)).values(nobody))
         if not rows:
             return {}
+        sums.take_names_off(tx, rows, chats=private_rows)
         costs = [row.cost_micro_usd for row in rows if row.cost_micro_usd is not None]
         return {
             "usage_rows": len(rows),

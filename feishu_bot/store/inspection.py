@@ -12,7 +12,7 @@ from sqlalchemy.exc import OperationalError
 
 from feishu_bot.errors import StoreUnavailable
 from feishu_bot.model import End
-from feishu_bot.store import migrations
+from feishu_bot.store import migrations, sums
 from feishu_bot.store.engine import capabilities, database_now_ms, open_engine
 from feishu_bot.store.inbox import LEASE_MS
 from feishu_bot.store.schema import (
@@ -221,6 +221,12 @@ def _differing(said: Amounts, held: Amounts) -> str:
     )
 
 
+def _sums(connection: Connection) -> str:
+    """Compare the sums of the ledger with its rows."""
+    wrong = sorted(sums.differences(connection, capabilities(connection).kind))
+    return f"{len(wrong)} sums are not those of the ledger: {'; '.join(wrong[:_SHOWN])}" if wrong else ""
+
+
 def _lanes(connection: Connection) -> str:
     """Look for messages and replies that nobody would ever take up."""
     waiting = (
@@ -264,6 +270,7 @@ _CHECKS: dict[str, Callable[[Connection], str]] = {
     "ends": _ends,
     "reservations": _reservations,
     "budgets": _budgets,
+    "sums": _sums,
     "lanes": _lanes,
     "leases": _leases,
 }

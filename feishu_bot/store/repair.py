@@ -13,6 +13,7 @@ from feishu_bot.model import End
 from feishu_bot.store.cleanup import settle_orphans
 from feishu_bot.store.engine import open_engine, store_errors
 from feishu_bot.store.snapshot import driver_errors
+from feishu_bot.store.sums import differences
 from feishu_bot.store.work import Transaction
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ _USED_IDS = (
     ("inbox", "SELECT max(CAST(substr(source, 4) AS INTEGER)) FROM outbox WHERE source LIKE 'in:%'"),
     ("conversations", "SELECT max(conversation_id) FROM usage"),
 )
+# After which the ledger's sums are made anew, of the rows there are.
+_FORGET_SUMS = ("DELETE FROM usage_hours", "DELETE FROM usage_names", "UPDATE usage SET fresh = 1")
 _ADD_TO_TOTAL = """
 INSERT INTO totals (day, account, "end", shard, count) VALUES (?, ?, ?, 0, ?)
 ON CONFLICT (day, account, "end", shard) DO UPDATE SET count = count + excluded.count
@@ -95,6 +98,7 @@ def repair(path: Path, *, now: datetime) -> int:
         _balance_totals(driver, f"{now:%Y-%m-%d}")
         _hold_reserved(driver)
         driver.execute("COMMIT")
+    _check_sums(path)
     try:
         _book_lost(path, now)
     except StoreUnavailable:  # the row is one of those that are not what they were
@@ -158,6 +162,18 @@ def _balance_totals(driver: sqlite3.Connection, day: str) -> None:
         missing = gone - totals.get((account, "removed"), 0)
         if missing:
             driver.execute(_ADD_TO_TOTAL, (day, account, "removed", missing))
+
+
+def _check_sums(path: Path) -> None:
+    """Drop the ledger's sums if they are not those of its rows."""
+    engine = open_engine(f"sqlite:///{path}")
+    try:
+        with store_errors(), engine.begin() as connection:
+            if any(differences(connection, "sqlite")):
+                for statement in _FORGET_SUMS:
+                    connection.exec_driver_sql(statement)
+    finally:
+        engine.dispose()
 
 
 def _book_lost(path: Path, now: datetime) -> None:

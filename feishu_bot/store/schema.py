@@ -107,6 +107,20 @@ def _table(name: str, *items: Any, **options: Any) -> Table:
     return Table(name, metadata, *items, mysql_charset="utf8mb4", mysql_engine="InnoDB", **options)
 
 
+def _sums() -> list[Column[Any]]:
+    """Return what calls of the ledger come to; ``priced`` are those whose cost is known."""
+    names = (
+        "calls",
+        "input_tokens",
+        "output_tokens",
+        "cached_tokens",
+        "reasoning_tokens",
+        "priced",
+        "cost_micro_usd",
+    )
+    return [Column(name, BigInteger, nullable=False) for name in names]
+
+
 def _only(condition: str) -> dict[str, Any]:
     """Return the arguments of a partial index; MariaDB has none and indexes every row."""
     return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
@@ -280,9 +294,9 @@ usage = _table(
     Column("user_key", Key()),
     Column("user_id", Key()),
     Column("chat_id", Key()),
-    Column("platform", String(50), nullable=False),
+    Column("platform", Key(50), nullable=False),
     Column("tenant_id", Key(), nullable=False, server_default="default"),
-    Column("model", String(255), nullable=False),
+    Column("model", Key(), nullable=False),
     Column("input_tokens", BigInteger, nullable=False),
     Column("output_tokens", BigInteger, nullable=False),
     Column("cached_tokens", BigInteger, nullable=False, server_default="0"),  # of the input
@@ -292,10 +306,31 @@ usage = _table(
     ),  # millionths of a dollar, so that sums are exact; null: no price known
     Column("outcome", Key(16), nullable=False),
     Column("at", UTCDateTime, nullable=False),
+    Column("fresh", Integer, server_default="1"),  # null: it is in the two tables of sums below
     UniqueConstraint("inbox_id", "attempt", "call"),
     Index(None, "at"),
     Index(None, "user_id", "at"),
+    Index(None, "fresh", **_only("fresh IS NOT NULL")),
     sqlite_autoincrement=True,
+)
+
+usage_hours = _table(
+    "usage_hours",
+    Column("hour", BigInteger, primary_key=True, autoincrement=False),  # since 1970
+    Column("tenant_id", Key(), primary_key=True),
+    Column("platform", Key(50), primary_key=True),
+    Column("model", Key(), primary_key=True),
+    *_sums(),
+    sqlite_with_rowid=False,
+)
+
+usage_names = _table(
+    "usage_names",
+    Column("kind", Key(4), primary_key=True),  # user or chat
+    Column("name", Key(), primary_key=True),  # empty: of nobody, or of no chat
+    Column("tenant_id", Key(), primary_key=True),
+    *_sums(),
+    sqlite_with_rowid=False,
 )
 
 budget_windows = _table(

@@ -1,12 +1,12 @@
-"""Numbers about what is stored. They come from the conversations' counters and the ledger, never from messages."""
+"""Numbers about what is stored. They come from the conversations' counters, never from messages."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import func, null, select
+from sqlalchemy import func, select
 
-from feishu_bot.store.schema import conversations, usage
+from feishu_bot.store.schema import conversations
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,10 +17,8 @@ if TYPE_CHECKING:
     from feishu_bot.store.work import Transaction
 
 _c = conversations.c
-_u = usage.c
 
 STATISTICS_BY: Final = ("day", "platform", "user")
-USAGE_BY: Final = ("user", "chat", "platform", "model", "day", "tenant")
 
 
 def _within(
@@ -96,66 +94,3 @@ def totals(
             for row in rows
         }
     return found
-
-
-def usage_by(
-    tx: Transaction,
-    by: str,
-    *,
-    since: datetime | None = None,
-    until: datetime | None = None,
-    tenant_id: str | None = None,
-    limit: int = 1000,
-) -> list[dict[str, Any]]:
-    """Return what model calls have used, from the ledger: calls, tokens and cost per person, chat, … or day.
-
-    Days (UTC) come newest first, others by their tokens. The ledger is not changed by clear, delete or cleanup.
-    """
-    group: Any = {
-        "user": _u.user_id,
-        "chat": _u.chat_id,
-        "platform": _u.platform,
-        "model": _u.model,
-        "day": func.date(_u.at),
-        "tenant": _u.tenant_id,
-    }[by]
-    if by == "user":
-        # Else SQLite follows the index of users through the whole ledger, looking at each row where it lies.
-        group = func.coalesce(group, null())
-    tokens = func.sum(_u.input_tokens) + func.sum(_u.output_tokens)
-    statement = _within(
-        select(
-            group,
-            func.count(),
-            func.sum(_u.input_tokens),
-            func.sum(_u.output_tokens),
-            func.sum(_u.cached_tokens),
-            func.sum(_u.reasoning_tokens),
-            func.sum(_u.cost_micro_usd),
-        ),
-        _u.at,
-        _u.tenant_id,
-        since=since,
-        until=until,
-        tenant_id=tenant_id,
-    )
-    order = group.desc() if by == "day" else tokens.desc()
-    rows = tx.connection.execute(statement.group_by(group).order_by(order, group).limit(limit))
-    return [{by: None if row[0] is None else str(row[0])} | usage_sums(row[1:]) for row in rows]
-
-
-def usage_sums(row: Sequence[Any]) -> dict[str, Any]:
-    """Return calls, tokens and cost from a row of their sums; a cost of None is not known.
-
-    The ledger counts millionths of a dollar, so that sums are exact.
-    """
-    calls, tokens_in, tokens_out, cached, reasoning, cost = row
-    return {
-        "calls": int(calls),
-        "input_tokens": int(tokens_in or 0),
-        "output_tokens": int(tokens_out or 0),
-        "total_tokens": int(tokens_in or 0) + int(tokens_out or 0),
-        "cached_tokens": int(cached or 0),
-        "reasoning_tokens": int(reasoning or 0),
-        "cost_usd": None if cost is None else int(cost) / 1_000_000,
-    }

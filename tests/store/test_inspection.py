@@ -45,6 +45,7 @@ def test_rows_that_are_right_together_are_found_right(db_url):
             "ends",
             "reservations",
             "budgets",
+            "sums",
             "lanes",
             "leases",
         )

@@ -41,6 +41,19 @@ def only(condition: str) -> dict[str, Any]:
     return {"sqlite_where": sa.text(condition), "postgresql_where": sa.text(condition)}
 
 
+def sums() -> list[Any]:
+    names = (
+        "calls",
+        "input_tokens",
+        "output_tokens",
+        "cached_tokens",
+        "reasoning_tokens",
+        "priced",
+        "cost_micro_usd",
+    )
+    return [sa.Column(name, sa.BigInteger(), nullable=False) for name in names]
+
+
 def upgrade() -> None:
     kind = op.get_bind().dialect.name
     op.create_table(
@@ -333,9 +346,9 @@ def upgrade() -> None:
         sa.Column("user_key", key(255)),
         sa.Column("user_id", key(255)),
         sa.Column("chat_id", key(255)),
-        sa.Column("platform", sa.String(50), nullable=False),
+        sa.Column("platform", key(50), nullable=False),
         sa.Column("tenant_id", key(255), nullable=False, server_default="default"),
-        sa.Column("model", sa.String(255), nullable=False),
+        sa.Column("model", key(255), nullable=False),
         sa.Column("input_tokens", sa.BigInteger(), nullable=False),
         sa.Column("output_tokens", sa.BigInteger(), nullable=False),
         sa.Column("cached_tokens", sa.BigInteger(), nullable=False, server_default="0"),
@@ -343,6 +356,7 @@ def upgrade() -> None:
         sa.Column("cost_micro_usd", sa.BigInteger()),
         sa.Column("outcome", key(16), nullable=False),
         sa.Column("at", INSTANT, nullable=False),
+        sa.Column("fresh", sa.Integer(), server_default="1"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_usage")),
         sa.UniqueConstraint("inbox_id", "attempt", "call", name=op.f("uq_usage_inbox_id_attempt_call")),
         mysql_charset="utf8mb4",
@@ -350,7 +364,31 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index(op.f("ix_usage_at"), "usage", ["at"])
+    op.create_index(op.f("ix_usage_fresh"), "usage", ["fresh"], **only("fresh IS NOT NULL"))
     op.create_index(op.f("ix_usage_user_id_at"), "usage", ["user_id", "at"])
+    op.create_table(
+        "usage_hours",
+        sa.Column("hour", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("tenant_id", key(255), nullable=False),
+        sa.Column("platform", key(50), nullable=False),
+        sa.Column("model", key(255), nullable=False),
+        *sums(),
+        sa.PrimaryKeyConstraint("hour", "tenant_id", "platform", "model", name=op.f("pk_usage_hours")),
+        mysql_charset="utf8mb4",
+        mysql_engine="InnoDB",
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
+        "usage_names",
+        sa.Column("kind", key(4), nullable=False),
+        sa.Column("name", key(255), nullable=False),
+        sa.Column("tenant_id", key(255), nullable=False),
+        *sums(),
+        sa.PrimaryKeyConstraint("kind", "name", "tenant_id", name=op.f("pk_usage_names")),
+        mysql_charset="utf8mb4",
+        mysql_engine="InnoDB",
+        sqlite_with_rowid=False,
+    )
     op.create_table(
         "messages",
         sa.Column("id", BIG_ID, autoincrement=True, nullable=False),
