@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -45,6 +48,10 @@ class Notices:
         self._engine = engine
         self._heard = heard
         self._stopped = threading.Event()
+        self._waiting = (
+            threading.Lock()
+        )  # held by whoever closes the connection, or cuts the wait on it short
+        self._listening: Any = None
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -57,6 +64,10 @@ class Notices:
     async def stop(self) -> None:
         """Stop listening."""
         self._stopped.set()
+        with self._waiting, suppress(OSError, psycopg.Error):
+            if self._listening is not None:  # it waits for its server; nothing but the socket's end wakes it
+                with socket.socket(fileno=os.dup(self._listening.fileno())) as line:
+                    line.shutdown(socket.SHUT_RDWR)
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
 
@@ -75,9 +86,13 @@ class Notices:
             connection.detach()  # not one of the pool's: it waits most of the time
             driver.autocommit = True
             driver.execute(f"LISTEN {CHANNEL}")
+            with self._waiting:
+                self._listening = driver
             while not self._stopped.is_set():
                 heard = list(driver.notifies(timeout=_LISTEN_S, stop_after=1))
                 if heard and not loop.is_closed():
                     loop.call_soon_threadsafe(self._heard)
         finally:
-            connection.close()
+            with self._waiting:
+                self._listening = None
+                connection.close()
