@@ -15,6 +15,7 @@ from feishu_bot.errors import NotConnected, RetryLater, StoreUnavailable, Undeli
 from feishu_bot.model import Outgoing, make_key
 from feishu_bot.pace import Pace
 from feishu_bot.parts import CALL, read_part
+from feishu_bot.store.refusals import refuses
 from feishu_bot.store.waiting import NOT_CONNECTED, hasten, left_by_others, waiting_parts
 from feishu_bot.store.work import Lease, PartToSend, SendResult, SendStep
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from feishu_bot.platforms.base import Platform
     from feishu_bot.store.store import Store
+    from feishu_bot.store.work import Transaction
 
 log = logging.getLogger(__name__)
 
@@ -202,6 +204,7 @@ class Delivery:
             return self._ended(part, "expired", "the platform's reply window has closed")
         try:
             async with self._limits[part.account]:
+                await self._mind_refusals(outgoing)
                 sent_id = await _hand_over(outgoing, platform)
         except Undeliverable as error:
             self.given_up += 1
@@ -218,6 +221,17 @@ class Delivery:
         if len(self._last_success) > 10_000:  # noqa: PLR2004  # a bound on memory, nothing depends on it
             self._last_success.clear()
         return SendResult(part.id, "sent", sent_id=sent_id, erase=not self._keep_texts)
+
+    async def _mind_refusals(self, outgoing: Outgoing) -> None:
+        """Raise Undeliverable for a message that answers nobody, to a chat that has refused those."""
+        if outgoing.target.reply_to is not None or outgoing.kind == CALL:
+            return
+        try:
+            unwelcome = await self._store.read(partial(_unwelcome, outgoing=outgoing))
+        except StoreUnavailable as error:
+            raise RetryLater(str(error)) from None
+        if unwelcome:
+            raise Undeliverable("this chat takes nothing but answers any more")
 
     def _ended(
         self,
@@ -274,6 +288,11 @@ class Delivery:
             outcome_unknown=error.outcome_unknown,
             aside=alone and part.attempts >= ASIDE_AFTER and not part.lease.lane_key.startswith("aside:"),
         )
+
+
+def _unwelcome(tx: Transaction, outgoing: Outgoing) -> bool:
+    """Say whether a message that answers nobody is not wanted where it goes."""
+    return refuses(tx, outgoing.account, outgoing.target.chat_id or outgoing.target.sender_id)
 
 
 async def _hand_over(outgoing: Outgoing, platform: Platform) -> str | None:

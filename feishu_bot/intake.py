@@ -136,7 +136,8 @@ class Intake:
     def _not_for_us(self, message: InboundMessage) -> str | None:
         """Return why an event needs no answer, or None."""
         if message.kind == "event":
-            return None if message.change is not None or self._wants_events() else "event"
+            known = message.change is not None or message.welcome is not None
+            return None if known or self._wants_events() else "event"
         if message.sender_is_bot:
             return "from a bot"
         if message.outsider and not self._access.outsiders:

@@ -116,7 +116,8 @@ class InboundMessage:
     ``kind`` is ``event`` for everything nobody said: it is recorded and ends ``ignored``.
 
     An event with a ``change`` says what became of an earlier message: ``message_id`` names it, ``target_key`` is
-    the event key it came under, and ``text`` its new text if it was edited. ``quoted`` and ``quotes_bot`` are
+    the event key it came under, and ``text`` its new text if it was edited. One that says whether the bot is still
+    ``welcome`` in its chat: False: to answer, and for nothing else. ``quoted`` and ``quotes_bot`` are
     the record's: the words of the message that ``reply_to`` names, and that the bot has said it.
     A platform keeps the words of a group message that is not addressed only where it replies to another one: if
     that is the bot's, the message is meant for it.
@@ -150,6 +151,7 @@ class InboundMessage:
     quotes_bot: bool = False
     change: Literal["recalled", "edited"] | None = None
     target_key: str | None = None
+    welcome: bool | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)  # JSON-able; only the platform's own file reads it
 
     @property

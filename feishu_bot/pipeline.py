@@ -27,6 +27,7 @@ from feishu_bot.planner import Planner
 from feishu_bot.plugin_bot import ChatBot
 from feishu_bot.split import fit_text
 from feishu_bot.store import budgets as ledger
+from feishu_bot.store import refusals
 from feishu_bot.store.amendments import amend
 from feishu_bot.store.quotes import CHAT
 from feishu_bot.store.work import (
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from feishu_bot.platforms.base import Platform
     from feishu_bot.plugins import Plugins
     from feishu_bot.store.store import Store
+    from feishu_bot.store.work import Transaction
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +139,8 @@ class Pipeline:
             case "event":
                 if decision.message.change is not None:
                     await self._amend(decision.message)
+                if decision.message.welcome is not None:
+                    await self._store.run(partial(_note_welcome, event=decision.message))
                 await self._plugins.on_event(self._context(work, decision.message))
                 return Outcome(work, End.IGNORED, "event", erase=True)
             case "ignore":
@@ -588,6 +592,12 @@ def _steps(work: Work, decision: Decision, said: _Said) -> Iterator[NewMessage]:
 
 def _is_shared(work: Work) -> bool:
     return work.lease.lane_key.startswith(("chat:", "thread:"))
+
+
+def _note_welcome(tx: Transaction, event: InboundMessage) -> None:
+    """Keep whether a chat wants more than answers."""
+    chat = event.chat_id or event.sender_id
+    refusals.note(tx, event.account, chat, refused=not event.welcome, at_ms=event.sent_at_ms)
 
 
 def _chat_note(work: Work, message: InboundMessage) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from feishu_bot.store.schema import (
     metadata,
     outbox,
     processes,
+    refusals,
     reservations,
     tokens,
     totals,
@@ -149,6 +150,7 @@ def rows_of_every_sort() -> list[tuple[Table, list[dict[str, Any]]]]:
         (accounts, [account, {**account, "name": "Ann", "role": "user"}]),
         (tokens, [token, {**token, "kind": "session", "hash": "cd" * 32, "expires_at": SAID_MS + 1}]),
         (login_attempts, [attempt]),
+        (refusals, [{"account": "qq", "chat": "U", "refused": 1, "at": SAID_MS}]),
         (audit, [{**change, "source": "in:1"}, {**change, "before": "{}"}]),
         (job_runs, [{"job": "cleanup", "fire_time": SAID_MS, "node": "n", "started_at": SAID_MS}]),
         (

@@ -46,6 +46,9 @@ class LaneHeldByACommit:
     def now_ms(self) -> int:
         return 1_000_000
 
+    async def read(self, function):
+        return False  # the chat refuses nothing
+
     async def send_step(self, step: SendStep):
         if step.result is not None:
             self.recorded.append(step.lease.token)

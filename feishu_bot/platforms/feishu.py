@@ -70,6 +70,11 @@ _LONGEST_PAUSE_S = 60.0
 _MAX_PRESSED = 4000  # bytes of what a card's button says
 _TYPING = b'{"reaction_type":{"emoji_type":"Typing"}}'
 _MARKS = {"zh": "(可能重复) ", "en": "(possibly repeated) "}
+_WELCOME = {
+    "im.chat.member.bot.added_v1": True,
+    "im.chat.member.bot.deleted_v1": False,
+    "im.chat.disbanded_v1": False,
+}
 _NO_LEGACY_CARD = ("encrypt", "schema", "header", "event", "uuid", "type", "challenge")
 
 
@@ -292,9 +297,12 @@ class Feishu(Platform):
                 raise BadPayload("a message event without a message")
             message_id = text_of(message.get("message_id"))
             return self._message(event, message, tenant, _key("om", message_id) if message_id else key)
-        return self._event(event, event_type[:_MAX_ID], key)
+        said_at = header.get("create_time") if isinstance(header, dict) else None
+        return self._event(event, event_type[:_MAX_ID], key, _milliseconds(said_at))
 
-    def _event(self, event: dict[str, Any], event_type: str, key: str) -> InboundMessage:
+    def _event(
+        self, event: dict[str, Any], event_type: str, key: str, said_at_ms: int | None
+    ) -> InboundMessage:
         """Return an event that nobody said: its ids and nothing else."""
         context = _dict(event.get("context"))
         actor = _dict(event.get("operator") or event.get("operator_id") or event.get("user_id"))
@@ -309,7 +317,9 @@ class Feishu(Platform):
             chat_id=text_of(event.get("chat_id") or context.get("open_chat_id")),
             sender_id=text_of(actor.get("open_id")),
             message_id=message_id or None,
+            sent_at_ms=said_at_ms,
             change="recalled" if recalled else None,
+            welcome=_WELCOME.get(event_type) if event.get("chat_id") else None,
             target_key=_key("om", message_id) if recalled else None,
             extra=_pressed(action, text_of(event.get("token"))) if isinstance(action, dict) else {},
         )

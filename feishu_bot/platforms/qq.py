@@ -115,6 +115,16 @@ _RECALLS = {
     "PUBLIC_MESSAGE_DELETE": ChatType.CHANNEL,
     "DIRECT_MESSAGE_DELETE": ChatType.PRIVATE,
 }
+_WELCOME = {
+    "FRIEND_ADD": True,
+    "FRIEND_DEL": False,
+    "C2C_MSG_RECEIVE": True,
+    "C2C_MSG_REJECT": False,
+    "GROUP_ADD_ROBOT": True,
+    "GROUP_DEL_ROBOT": False,
+    "GROUP_MSG_RECEIVE": True,
+    "GROUP_MSG_REJECT": False,
+}
 _BUTTON_PLACES = {0: ChatType.CHANNEL, 1: ChatType.GROUP, 2: ChatType.PRIVATE}
 
 
@@ -324,6 +334,7 @@ class QQ(Platform):
             sender_id=sender,
             message_id=text_of(message.get("id")) or text_of(data.get("message_id")) or None,
             sent_at_ms=_milliseconds(data.get("timestamp")),
+            welcome=_WELCOME.get(event_type) if group or sender else None,
             extra=extra,
         )
 

@@ -32,6 +32,7 @@ from feishu_bot.store.schema import (
     lanes,
     messages,
     outbox,
+    refusals,
     usage,
 )
 
@@ -497,6 +498,9 @@ class _Erase:
     def _remove_windows(self, tx: Transaction) -> _Done:
         keys = (*self._person.keys, *self._person.ids)
         gone = delete(budget_windows).where(budget_windows.c.key.in_(keys))
+        if self._person.sender_id is not None:
+            own = (refusals.c.account == self._person.platform) & (refusals.c.chat == self._person.sender_id)
+            tx.connection.execute(delete(refusals).where(own))
         return {"budget_windows": int(tx.connection.execute(gone).rowcount)}
 
     def _anonymise_audit(self, tx: Transaction) -> _Done:

@@ -435,6 +435,16 @@ controls = _table(
     sqlite_with_rowid=False,
 )
 
+# What chats have said last of messages that are no answers.
+refusals = _table(
+    "refusals",
+    Column("account", Key(32), primary_key=True),
+    Column("chat", Key(), primary_key=True),
+    Column("refused", Integer, nullable=False),
+    Column("at", BigInteger, nullable=False),  # by the platform's clock
+    sqlite_with_rowid=False,
+)
+
 # Who may come in by the browser's and scripts' doors.
 accounts = _table(
     "accounts",

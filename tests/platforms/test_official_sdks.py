@@ -298,7 +298,9 @@ SAID = [
     channel_event("a < b", message_id="m3"),
     channel_event("hello", direct=True, message_id="m4"),
     private_event(
-        " ", attachments=[{"content_type": "image/png", "url": "https://x.test/a", "filename": "a"}]
+        " ",
+        message_id="m5",
+        attachments=[{"content_type": "image/png", "url": "https://x.test/a", "filename": "a"}],
     ),
 ]
 RECORDED = [

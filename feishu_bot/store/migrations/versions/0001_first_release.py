@@ -68,6 +68,17 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_table(
+        "refusals",
+        sa.Column("account", key(32), nullable=False),
+        sa.Column("chat", key(255), nullable=False),
+        sa.Column("refused", sa.Integer(), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("account", "chat", name=op.f("pk_refusals")),
+        mysql_charset="utf8mb4",
+        mysql_engine="InnoDB",
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
         "login_attempts",
         sa.Column("kind", key(16), nullable=False),
         sa.Column("name", key(64), nullable=False),
