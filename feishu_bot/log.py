@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import time
 from collections import deque
 from contextvars import ContextVar, Token
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from urllib.parse import quote
 import orjson
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
     from typing import TextIO
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 HIDDEN = "***"
 MIN_SECRET_LENGTH = 3  # shorter texts stand in every other word
+_MINUTE_S = 60.0
 RECENT = 10  # warnings and errors that are remembered
 _MAX_REASON = 300  # characters of one of them
 
@@ -61,6 +63,36 @@ class bind:  # noqa: N801 - a context manager that reads like a function
         if self._token is not None:
             _bound.reset(self._token)
             self._token = None
+
+
+class Seldom:
+    """Writes no more than ``most`` warnings a minute, and with the next one how many it left out.
+
+    For what anybody out there can cause as often as he likes. ``clock`` counts seconds.
+    """
+
+    def __init__(
+        self, logger: logging.Logger, *, most: int = 600, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._logger = logger
+        self._most = most
+        self._clock = clock
+        self._since = clock()
+        self._written = 0
+        self._left_out = 0
+
+    def warning(self, event: str, fields: Mapping[str, Any]) -> None:
+        """Write a warning, or count it."""
+        now = self._clock()
+        if now - self._since >= _MINUTE_S:
+            self._since, self._written = now, 0
+        if self._written >= self._most:
+            self._left_out += 1
+            return
+        self._written += 1
+        left_out = {"left_out": self._left_out} if self._left_out else {}
+        self._left_out = 0
+        self._logger.warning(event, extra={**fields, **left_out}, stacklevel=2)
 
 
 class SecretFilter:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from feishu_bot.config import LogSettings
-from feishu_bot.log import SecretFilter, bind, configure
+from feishu_bot.log import SecretFilter, Seldom, bind, configure
 
 log = logging.getLogger("feishu_bot.example")
 
@@ -205,3 +205,17 @@ def test_no_secret_reaches_the_text_that_is_logged(start, secret, form):
     else:
         assert "#***# " in text
         assert "zz=#***#" in text
+
+
+def test_what_anybody_can_cause_is_written_a_bounded_number_of_times_a_minute(caplog):
+    now = [0.0]
+    seldom = Seldom(logging.getLogger("door"), most=3, clock=lambda: now[0])
+    for number in range(10):
+        seldom.warning("refused", {"number": number})
+    now[0] = 59.9
+    seldom.warning("refused", {"number": 10})
+    now[0] = 60.0
+    for number in (11, 12):
+        seldom.warning("refused", {"number": number})
+    assert [r.number for r in caplog.records] == [0, 1, 2, 11, 12]
+    assert [getattr(r, "left_out", None) for r in caplog.records] == [None, None, None, 8, None]

@@ -46,6 +46,9 @@ def run(
         for warning in loaded.warnings:
             getLogger(__name__).warning("configuration", extra={"warning": warning})
         # What follows takes most of the start's time; --help and check need none of it.
+        from feishu_bot.web.connections import raise_file_limit  # noqa: PLC0415  # see above
+
+        raise_file_limit()
         if loaded.settings.server.workers > 1:
             from feishu_bot.supervisor import Supervisor  # noqa: PLC0415  # see above
 

@@ -24,6 +24,7 @@ from feishu_bot.errors import (
     RetryLater,
     Undeliverable,
 )
+from feishu_bot.log import Seldom
 from feishu_bot.model import ChatType, InboundMessage
 from feishu_bot.platforms.base import Platform, PlatformContext, Received, WebhookRequest, parse_json
 from feishu_bot.platforms.onebot_api import CALL_S, Answer, Caller, HttpApi, Peer, Peers, Recent, Role
@@ -126,6 +127,7 @@ class OneBot(Platform):
         self._ask_after_s = ask_after_s
         self._away_s = away_s
         self._hidden = (*settings.secret.values(), *settings.access_token.values())
+        self._unreadable = Seldom(logger)
         self._peers = Peers()
         self._http: HttpApi | None = None
         if settings.api_url is not None:
@@ -342,13 +344,13 @@ class OneBot(Platform):
         except ValueError:
             payload = None
         if not isinstance(payload, dict):
-            logger.warning("frame unreadable", extra={"account": self.account, "size": len(frame)})
+            self._unreadable.warning("frame unreadable", {"account": self.account, "size": len(frame)})
         elif "post_type" not in payload:
             peer.take_answer(payload)
         elif peer.sends_events:
             self_id = peer.caller.self_id
             if id_of(payload.get("self_id")) != self_id:
-                logger.warning("event of another bot dropped", extra={"account": self.account})
+                self._unreadable.warning("event of another bot dropped", {"account": self.account})
                 return
             messages = self._normalised(payload, self_id)
             if messages:

@@ -9,6 +9,7 @@ import orjson
 from aiohttp import http_exceptions, web
 
 from feishu_bot.errors import BadPayload, ConversationNotFound, MessageNotFound, StoreUnavailable
+from feishu_bot.log import Seldom
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,11 +61,15 @@ def unavailable() -> web.Response:
 class HttpLog(logging.LoggerAdapter[logging.Logger]):
     """What aiohttp logs to: a request that is hardly HTTP is one line, without a stack and what was sent."""
 
+    def __init__(self, logger: logging.Logger) -> None:
+        super().__init__(logger, {})
+        self._refused = Seldom(log)
+
     def exception(self, msg: object, *args: object, exc_info: Any = True, **keywords: Any) -> None:
         if isinstance(exc_info, http_exceptions.HttpProcessingError):
             reason, peer = type(exc_info).__name__, args[0] if args else None
-            log.warning(
-                "request refused", extra={"status": exc_info.code, "reason": reason, "peer": str(peer)}
+            self._refused.warning(
+                "request refused", {"status": exc_info.code, "reason": reason, "peer": str(peer)}
             )
         elif not isinstance(exc_info, web.RequestPayloadError):  # told already, by whoever read the body
             super().exception(msg, *args, exc_info=exc_info, **keywords)

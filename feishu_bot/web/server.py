@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from feishu_bot.store.accounts import Role
+from feishu_bot.web.connections import Connections
 from feishu_bot.web.errors import HttpLog, error_middleware
 from feishu_bot.web.visitors import private_only
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from feishu_bot.web.sockets import Sockets
     from feishu_bot.web.webhooks import Webhooks
 
-BACKLOG: Final = 1024  # connections that wait to be taken
 _LAST_REQUESTS_S: Final = 3.0  # what open requests may take when everything else has stopped
 _SECURITY: Final = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -53,15 +53,18 @@ class Server:
         send: Send,
         doors: Doors,
         listening: Callable[[], Sequence[socket.socket]] | None = None,
+        connections: Connections | None = None,
     ) -> None:
         self._settings = settings
         self._listening = listening
+        self._connections = connections or Connections()
         base, accounts = settings.base_path, doors.accounts
         guard = private_only(
             settings.private_networks, settings.trusted_proxies, base=base, is_admin=accounts.is_admin_token
         )
         application = web.Application(
-            client_max_size=settings.max_body_bytes, middlewares=[error_middleware, guard]
+            client_max_size=settings.max_body_bytes,
+            middlewares=[self._connections.middleware, error_middleware, guard],
         )
         application.on_response_prepare.append(_security_headers)
         routes = [
@@ -87,10 +90,9 @@ class Server:
         self._runner = web.AppRunner(
             application,
             access_log=None,
-            logger=HttpLog(logging.getLogger("aiohttp.server"), {}),
+            logger=HttpLog(logging.getLogger("aiohttp.server")),
             shutdown_timeout=_LAST_REQUESTS_S,
         )
-        self._sites: list[web.BaseSite] = []
         self._port = 0
 
     @property
@@ -101,22 +103,22 @@ class Server:
     async def start(self) -> None:
         """Listen. Raises OSError for a port in use."""
         await self._runner.setup()
+        server = self._runner.server
+        if server is None:
+            raise AssertionError("set up above")
         if self._listening is None:
-            site = web.TCPSite(self._runner, self._settings.host, self._settings.port, backlog=BACKLOG)
-            await site.start()
-            self._sites, self._port = [site], site.port
+            host, port = self._settings.host, self._settings.port
+            self._port = await self._connections.listen(server, host=host, port=port)
             return
         for shared in self._listening():
-            self._port = shared.getsockname()[1]
-            self._sites.append(web.SockSite(self._runner, shared, backlog=BACKLOG))
-            await self._sites[-1].start()
+            self._port = await self._connections.listen(server, sock=shared)
 
     async def refuse_connections(self) -> None:
         """Take no new connection; those that are open are answered."""
-        for site in self._sites:
-            await site.stop()
+        self._connections.close()
 
     async def stop(self) -> None:
         """Close every connection."""
+        self._connections.close()
         await self._runner.cleanup()
         await self._sockets.stop()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from feishu_bot.errors import Refused, StoreUnavailable
+from feishu_bot.log import Seldom
 from feishu_bot.platforms.base import Socket, SocketRequest
 from feishu_bot.web.errors import error_response, unavailable
 from feishu_bot.web.webhooks import REFUSALS
@@ -172,7 +173,11 @@ class _WebSocket(Socket):
         self._socket = socket
 
     async def receive(self) -> str | bytes | None:
-        message = await self._socket.receive()
+        try:
+            message = await self._socket.receive()
+        except ConnectionError as error:  # it broke while a ping was being answered
+            log.info("socket broke", extra={"reason": str(error)[:200]})
+            return None
         if message.type in {WSMsgType.TEXT, WSMsgType.BINARY}:
             frame: str | bytes = message.data
             return frame
@@ -212,6 +217,7 @@ class Sockets:
         self._patience_s = patience_s
         self._max_unrecorded = max_unrecorded
         self._max_frame = max_frame
+        self._refused = Seldom(log)
         self._backlogs: dict[str, Backlog] = {}
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -223,9 +229,9 @@ class Sockets:
         try:
             caller = platform.admit(SocketRequest(request.headers, request.query))
         except Refused as error:
-            log.warning(
+            self._refused.warning(
                 "socket refused",
-                extra={
+                {
                     "account": account,
                     "status": error.status,
                     "reason": error.reason,

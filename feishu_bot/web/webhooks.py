@@ -11,6 +11,7 @@ from aiohttp import web
 
 from feishu_bot.deadlines import Deadlines
 from feishu_bot.errors import BadPayload, Refused, StoreUnavailable
+from feishu_bot.log import Seldom
 from feishu_bot.platforms.base import WebhookRequest
 from feishu_bot.web.errors import error_response, unavailable
 
@@ -49,6 +50,7 @@ class Webhooks:
         self._gate = gate
         self._metrics = metrics
         self._clock = clock
+        self._refused = Seldom(log)
         self._recording = Deadlines(RECORD_TIMEOUT_S)
         self._reached = reached  # told of each step; tests stop the process there
 
@@ -89,9 +91,9 @@ class Webhooks:
         return await self._acknowledge(request, received)
 
     def _refuse(self, request: web.Request, account: str, status: int, reason: str) -> None:
-        log.warning(
+        self._refused.warning(
             "request refused",
-            extra={"account": account, "status": status, "reason": reason, "peer": request.remote},
+            {"account": account, "status": status, "reason": reason, "peer": request.remote},
         )
         self._metrics.refused[account, str(status)] += 1
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import resource
 from contextlib import suppress
 
 import pytest
@@ -154,3 +156,29 @@ async def test_a_server_that_stops_says_goodbye_and_keeps_what_it_has_read(
     await connected(qq, bot)
     await sqlite_record.settled()
     assert qq.texts() == [f"text {n}" for n in range(read)]
+
+
+async def test_a_thousand_silent_connections_keep_nobody_from_being_answered(
+    bots, qq, sqlite_url, sqlite_record
+):
+    bot = await bots.start(with_onebot(sqlite_url))
+    resource.prlimit(bot.pid, resource.RLIMIT_NOFILE, (256, 256))
+    link = await connected(qq, bot)
+    held = []
+
+    async def hold() -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", int(bot.url.rpartition(":")[2]))
+        held.append(writer)
+        writer.write(b"POST /webhook/onebot HTTP/1.1\r\nHost: x\r\n")
+
+    for _ in range(10):
+        await asyncio.gather(*(hold() for _ in range(100)), return_exceptions=True)
+    await qq.say("by the socket")
+    assert await shown(qq, 1) == ["by the socket"]
+    assert (await qq.post(f"{bot.url}/webhook/onebot", qq.make("by the webhook")))[0] == 204
+    assert (await shown(qq, 2))[1] == "by the webhook"
+    assert not link.closed.is_set()
+    for writer in held:
+        writer.close()
+    assert bot.lines("connections ended")
+    assert bot.complaints() == []

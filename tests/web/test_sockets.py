@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from contextlib import suppress
 
@@ -351,3 +352,15 @@ async def test_many_events_are_recorded_by_few_transactions():
     assert time.perf_counter() - start < LONG
     assert len(record.messages) == 1000
     assert record.calls <= 10
+
+
+async def test_a_socket_that_breaks_while_its_pings_are_answered_is_no_fault_of_the_server(caplog):
+    async with doors(onebot()) as server, FakeOneBot(access_token=TOKEN) as fake:
+        link = await fake.connect(server.ws)
+        await until(lambda: list(server.platform._peers))
+        for _ in range(2000):
+            await link.socket.ping(b"x" * 100)
+        link.drop()
+        await until(lambda: not list(server.platform._peers))
+        await fake.connect(server.ws)
+    assert [r.message for r in caplog.records if r.levelno >= logging.ERROR] == []
