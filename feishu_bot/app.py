@@ -320,6 +320,9 @@ class App:
                 "conversations": await self.store.read(count_conversations),
             },
         )
+        network = self.store.network_problem()
+        if network is not None:
+            log.warning("database on a network", extra={"reason": network})
         await self.plugins.start(self._bot_for)
         self.pipeline.load_commands()
         self.schedule.add(Job(f"plugin {name}", job.cron, job.run) for name, job in self.plugins.jobs())

@@ -16,7 +16,9 @@ from feishu_bot.store import inbox, leases, migrations, outbox
 from feishu_bot.store.engine import capabilities, open_engine, store_errors
 from feishu_bot.store.history import CACHED_CONVERSATIONS, HistoryCache, load_recent
 from feishu_bot.store.leases import Owner
+from feishu_bot.store.machines import network_problem
 from feishu_bot.store.notices import notify
+from feishu_bot.store.snapshot import sqlite_path
 from feishu_bot.store.work import Committed, Transaction
 from feishu_bot.store.writer import DatabaseClock, Writer
 
@@ -137,6 +139,11 @@ class Store:
         if self.capabilities.kind != "sqlite" or not url.database or url.database.startswith((":", "file:")):
             return None
         return Path(url.database).parent
+
+    def network_problem(self) -> str | None:
+        """Return what is wrong with the place of the SQLite file, if it is a network's."""
+        path = sqlite_path(self.engine)
+        return None if path is None else network_problem(path)
 
     @property
     def location(self) -> str:

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from feishu_bot.errors import StoreUnavailable
 from feishu_bot.store.engine import (
+    CONNECT_TIMEOUT_S,
     capabilities,
     database_now_ms,
     insert_ignore,
@@ -144,6 +145,53 @@ def test_a_transaction_sees_what_was_committed_before_each_statement(db, db_url)
         other.put(lanes, {"key": "a"})
         assert tx.connection.execute(select(lanes.c.key)).scalars().all() == ["a"]
     other.close()
+
+
+@pytest.mark.parametrize(
+    ("server_url", "questions", "limits"),
+    [
+        ("postgresql_url", ["SHOW statement_timeout"], ["30s"]),
+        ("mariadb_url", ["SELECT @@max_statement_time", "SELECT @@innodb_lock_wait_timeout"], ["30.0", "10"]),
+    ],
+)
+def test_no_statement_runs_and_no_lock_is_waited_for_without_end(request, server_url, questions, limits):
+    engine = open_engine(request.getfixturevalue(server_url))
+    with engine.connect() as connection:
+        found = [connection.execute(text(question)).scalar_one() for question in questions]
+    assert [str(value) for value in found] == limits
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("server_url", "limit", "slow"),
+    [
+        ("postgresql_url", "SET statement_timeout = 1", "SELECT pg_sleep(10)"),
+        (
+            "mariadb_url",
+            "SET max_statement_time = 0.01",
+            "SELECT MAX(SHA2(CONCAT(a.seq, b.seq), 512)) FROM seq_1_to_10000 a, seq_1_to_10000 b",
+        ),
+    ],
+)
+def test_a_statement_that_takes_too_long_is_run_again_like_one_that_met_a_lock(
+    request, server_url, limit, slow
+):
+    engine = open_engine(request.getfixturevalue(server_url))
+    with engine.connect() as connection:
+        connection.execute(text(limit))
+        with pytest.raises(DBAPIError) as caught:
+            connection.execute(text(slow)).all()
+    assert is_conflict(caught.value)
+    engine.dispose()
+
+
+def test_a_pool_that_has_lent_all_its_connections_is_not_waited_for_without_end(postgresql_url):
+    engine = open_engine(postgresql_url, pool_size=1, max_overflow=0)
+    assert engine.pool._timeout == CONNECT_TIMEOUT_S
+    engine.pool._timeout = 0.01
+    with engine.connect(), pytest.raises(StoreUnavailable, match="QueuePool limit"), store_errors():
+        engine.connect()
+    engine.dispose()
 
 
 def test_the_databases_clock_tells_the_time(db):
