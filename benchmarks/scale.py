@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
-import psycopg
 from sqlalchemy import make_url, text
 
 from benchmarks import population
+from benchmarks.databases import create_database, empty, local_url
+from benchmarks.durable_echo import echo_server, make_bodies
 from benchmarks.library import ours, seconds_each
-from benchmarks.processes import ROOT
+from benchmarks.load import write_requests
+from benchmarks.processes import ROOT, run_load
 from benchmarks.server import start_server
 from benchmarks.verdict import show
 from feishu_bot.ai.conversation_store import PersistentConversationManager
@@ -31,7 +33,7 @@ from feishu_bot.store import backup, ledger
 from feishu_bot.store.transactions import Transactions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from benchmarks.population import Population
 
@@ -41,7 +43,13 @@ START_FLOOR, START_GOAL = 3.0, 1.5  # s
 TURNS, ROUNDS = 25, 8  # for each run: short and by turns, so that both meet the same disk
 BACKED_UP_AT_MOST = 1_000_000  # messages; more than that takes minutes and is asked for with --backup
 REMOVED = 0.001  # of the conversations, by the cleanup
-LOCAL_POSTGRESQL = "postgresql://postgres@127.0.0.1:5432/feishu_bot_scale_{count}"
+CLEANED = 0.1  # of the conversations, by the cleanup beside traffic; each run removes as many again
+RATE, BESIDE_S = 100.0, 20.0  # messages per second offered beside cleanup and backup, and for how long
+BESIDE_FLOOR, BESIDE_GOAL = 5.0, 2.0  # times the acknowledgement when quiet
+_MAINTENANCE = """
+ai: {{conversation_persistence: {{db_url: "{db_url}"}}}}
+platforms: {{web: {{enabled: false}}}}
+"""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,13 +67,11 @@ def main(argv: list[str] | None = None) -> None:
     file = arguments.folder.absolute() / f"scale-{arguments.messages}.db"
     db_urls = [arguments.db_url] if arguments.db_url else [f"sqlite:///{file}"]
     if arguments.db_url is None:
-        local = LOCAL_POSTGRESQL.format(count=arguments.messages)
-        if _answers(local):
-            db_urls.append(local)
+        local = local_url(f"feishu_bot_scale_{arguments.messages}")
+        if local is None:
+            sys.stdout.write("NOT MEASURED: PostgreSQL (no server on 127.0.0.1:5432 takes us)\n")
         else:
-            sys.stdout.write(
-                "NOT MEASURED: PostgreSQL (no server on 127.0.0.1:5432 takes the user postgres)\n"
-            )
+            db_urls.append(local)
     for db_url in db_urls:
         measure(db_url, arguments)
 
@@ -74,14 +80,14 @@ def measure(db_url: str, arguments: argparse.Namespace) -> None:
     """Fill one database and print its figures."""
     kind = make_url(db_url).get_backend_name()
     if kind == "postgresql":
-        _create_database(db_url)
+        create_database(db_url)
     start = time.perf_counter()
     people = population.make(db_url, arguments.messages)
     sys.stdout.write(
         f"{kind}: {people.count} messages, {people.conversations_of(people.groups)} conversations "
         f"(there after {time.perf_counter() - start:.0f} s)\n"
     )
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name, _empty(db_url, Path(name)) as empty_url:
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name, empty(db_url, Path(name)) as empty_url:
         _turn(db_url, empty_url, arguments.runs)
         _queries(db_url, people, arguments.runs)
         starts = [start_server(Path(name), db_url)[0] for _ in range(3)]
@@ -94,6 +100,7 @@ def measure(db_url: str, arguments: argparse.Namespace) -> None:
         "s",
         raw=f"spread {min(starts):.2f}–{max(starts):.2f}; on a fresh SQLite file {fresh[0]:.2f} s",
     )
+    _beside_traffic(db_url, people, arguments.folder)
     _cleanup(db_url, people)
     if arguments.backup or arguments.messages <= BACKED_UP_AT_MOST:
         _backup(db_url, arguments.folder)
@@ -174,15 +181,7 @@ def _cleanup(db_url: str, people: Population) -> None:
     """Remove the conversations that were idle longest, a bounded part of all, and show how quickly that goes."""
     with PersistentConversationManager(db_url=db_url) as manager:
         before = manager.get_stats()
-        with manager.get_session() as session:
-            most = int(people.conversations_of(people.groups) * REMOVED)
-            instant = session.execute(
-                text("SELECT last_activity FROM conversations ORDER BY last_activity LIMIT 1 OFFSET :most"),
-                {"most": most},
-            ).scalar_one()
-        oldest = datetime.fromisoformat(str(instant))
-        oldest = oldest if oldest.tzinfo else oldest.replace(tzinfo=UTC)
-        days = (datetime.now(UTC) - oldest).days
+        days = _days_of(db_url, people, REMOVED)
         start = time.perf_counter()
         removed = manager.cleanup_old_conversations(days=days)
         seconds = time.perf_counter() - start
@@ -191,59 +190,60 @@ def _cleanup(db_url: str, people: Population) -> None:
     sys.stdout.write(f"cleanup: {removed} conversations, {gone} messages in {seconds:.1f} s, {rate}\n")
 
 
+def _beside_traffic(db_url: str, people: Population, folder: Path) -> None:
+    """Show how late messages are acknowledged while a cleanup, and a backup, are at work."""
+    bodies = [make_bodies(int(RATE * BESIDE_S), f"{time.time_ns()}-{n}") for n in range(3)]
+    with tempfile.TemporaryDirectory(dir=folder) as name, echo_server(Path(name), db_url) as (_, port, _):
+        config, requests = Path(name, "maintenance.yaml"), Path(name, "requests")
+        config.write_text(_MAINTENANCE.format(db_url=db_url), encoding="utf-8")
+        days = _days_of(db_url, people, CLEANED)
+        quiet = 0.0
+        for what, order in (
+            ("", None),
+            (f"a cleanup of {CLEANED:.0%}", ["cleanup", "--days", str(days)]),
+            ("a backup", ["backup", "--to", name]),
+        ):
+            write_requests(requests, "127.0.0.1", "/webhook/feishu", bodies.pop())
+            arguments = (
+                []
+                if order is None
+                else [sys.executable, str(ROOT / "bot.py"), *order, "--config", str(config)]
+            )
+            work = subprocess.Popen(arguments, stdout=subprocess.DEVNULL) if arguments else None
+            late = run_load(requests, port, rate=RATE)["p99_ms"]
+            if work is None:
+                quiet = late
+                continue
+            lasted = "it went on for longer" if work.poll() is None else "it ended before"
+            work.terminate()
+            work.wait()
+            show(
+                f"acknowledgement p99 beside {what}, at {RATE:g} messages/s / when quiet",
+                late / quiet,
+                BESIDE_FLOOR,
+                BESIDE_GOAL,
+                "",
+                raw=f"{late:.1f} ms and {quiet:.1f} ms; {lasted}",
+            )
+
+
+def _days_of(db_url: str, people: Population, part: float) -> int:
+    """Return after how many days a part of the conversations is removed."""
+    with PersistentConversationManager(db_url=db_url) as manager, manager.get_session() as session:
+        statement = text(
+            "SELECT last_activity FROM conversations ORDER BY last_activity LIMIT 1 OFFSET :most"
+        )
+        most = int(people.conversations_of(people.groups) * part)
+        oldest = datetime.fromisoformat(str(session.execute(statement, {"most": most}).scalar_one()))
+    return (datetime.now(UTC) - (oldest if oldest.tzinfo else oldest.replace(tzinfo=UTC))).days
+
+
 def _backup(db_url: str, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as name:
         start = time.perf_counter()
         made, _ = backup.backup(db_url, Path(name), now=datetime.now(UTC), program="benchmark")
         seconds = time.perf_counter() - start
     sys.stdout.write(f"backup, read back: {made.size / 1e6:.0f} MB in {seconds:.1f} s\n")
-
-
-# --------------------------------------------------------------------------------------------- databases
-
-
-@contextmanager
-def _empty(db_url: str, folder: Path) -> Iterator[str]:
-    """Yield the URL of an empty database of the same kind, on the same disk, gone afterwards."""
-    url = make_url(db_url)
-    if url.get_backend_name() == "sqlite":
-        yield f"sqlite:///{folder / 'empty.db'}"
-        return
-    name = f"{url.database}_empty"
-    empty_url = url.set(database=name).render_as_string(hide_password=False)
-    with _server(db_url) as server:
-        server.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'.encode())
-    _create_database(empty_url)
-    try:
-        yield empty_url
-    finally:
-        with _server(db_url) as server:
-            server.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'.encode())
-
-
-def _create_database(db_url: str) -> None:
-    """Make the database that the URL names where there is none."""
-    name = make_url(db_url).database
-    with _server(db_url) as server:
-        if server.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone() is None:
-            server.execute(f"CREATE DATABASE \"{name}\" TEMPLATE template0 ENCODING 'UTF8'".encode())
-
-
-@contextmanager
-def _server(db_url: str) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
-    url = make_url(db_url).set(drivername="postgresql", database="postgres")
-    with psycopg.connect(
-        url.render_as_string(hide_password=False), autocommit=True, connect_timeout=3
-    ) as connection:
-        yield connection
-
-
-def _answers(db_url: str) -> bool:
-    try:
-        with _server(db_url):
-            return True
-    except psycopg.Error:
-        return False
 
 
 if __name__ == "__main__":

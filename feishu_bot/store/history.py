@@ -131,6 +131,14 @@ def speaker_of(metadata_json: str | None) -> str | None:
     return speaker if isinstance(speaker, str) else None
 
 
+class Known(NamedTuple):
+    """What of a conversation has to be known to read its tail."""
+
+    id: int
+    version: int
+    last_seq: int
+
+
 class RecentTail(NamedTuple):
     """The tail of a conversation that is current in its lane."""
 
@@ -141,7 +149,9 @@ class RecentTail(NamedTuple):
 
 
 _RECENT = (
-    select(conversations)
+    select(
+        *(conversations.c[name] for name in ("id", "version", "last_seq", "scope_key")),
+    )
     .where(conversations.c.hidden_at.is_(None), conversations.c.scope_key.is_not(None))
     .order_by(conversations.c.last_activity.desc())
     .limit(bindparam("most"))
@@ -151,21 +161,20 @@ _RECENT = (
 def load_recent(tx: Transaction, most: int, *, turns: int) -> list[RecentTail]:
     """Return the tails of the conversations that were used last, the newest first; only reads."""
     rows = tx.connection.execute(_RECENT, {"most": most}).all()
-    fields = ConversationState.__dataclass_fields__
-    states = [ConversationState(**{name: getattr(row, name) for name in fields}) for row in rows]
-    tails = load_tails(tx, states, turns=turns, cache=HistoryCache())
+    known = [Known(row.id, row.version, row.last_seq) for row in rows]
+    tails = load_tails(tx, known, turns=turns, cache=HistoryCache())
     return [RecentTail(row.scope_key, row.id, row.version, tails[row.id]) for row in rows]
 
 
 def load_tails(
-    tx: Transaction, states: Iterable[ConversationState], *, turns: int, cache: HistoryCache
+    tx: Transaction, states: Iterable[ConversationState | Known], *, turns: int, cache: HistoryCache
 ) -> dict[int, tuple[HistoryRow, ...]]:
     """Return the newest messages of each conversation, oldest first: at least ``turns`` whole turns if it has them.
 
     What was recalled is left out, a question with all that answers it. One statement for all that the cache does not hold.
     """
     tails: dict[int, tuple[HistoryRow, ...]] = {}
-    missing: dict[int, ConversationState] = {}
+    missing: dict[int, ConversationState | Known] = {}
     for state in states:
         if not state.last_seq or turns <= 0:
             tails[state.id] = ()
