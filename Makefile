@@ -19,7 +19,7 @@ export CONFIG
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench bench-scale lock clean environment environment-dev
+.PHONY: help run test check format bench bench-scale chaos lock clean environment environment-dev
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -46,6 +46,9 @@ bench: environment-dev ## measure the figures (ARGS=...)
 
 bench-scale: environment-dev ## the same with 10 million messages, made once under data/bench (ARGS=...)
 	@exec $(BIN) -m benchmarks.scale $(ARGS)
+
+chaos: environment ## ten minutes of accidents, on each database (ARGS=...)
+	@exec $(BIN) -m feishu_bot.chaos $(ARGS)
 
 # Names, versions and hashes only: an address or a path of the machine that ran this has no place in them.
 COMPILE = CUSTOM_COMPILE_COMMAND='make lock' $(BIN) -m piptools compile --quiet \

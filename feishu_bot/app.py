@@ -51,7 +51,7 @@ from feishu_bot.worker import Worker
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from datetime import timedelta
 
     from feishu_bot.config import BotSettings
@@ -88,7 +88,9 @@ class App:
         self._process = process = process or Process()
         self._reached = reached
         chat, persistence = settings.chat, settings.ai.conversation_persistence
-        self.store = Store(persistence.db_url, auto_migrate=persistence.auto_migrate)
+        self.store = Store(
+            persistence.db_url, auto_migrate=persistence.auto_migrate, lease_ms=process.lease_ms
+        )
         self.access = Access(settings.access, chat.admins)
         self.platforms = self._make_platforms()
         self._builtin = BuiltinCommands(chat, self._more_commands())
@@ -328,10 +330,10 @@ class App:
         self.schedule.add(Job(f"plugin {name}", job.cron, job.run) for name, job in self.plugins.jobs())
         for platform in self.platforms.values():
             await platform.start()
-        await self.worker.start()
+        await self._insist(self.worker.start)
         await self.closing.start()
         await self.schedule.start()
-        await self.operation.start()
+        await self._insist(self.operation.start)
         self._open = True
         self._warming = asyncio.create_task(self._warm())
 
@@ -343,6 +345,17 @@ class App:
             log.warning("sessions not warmed", extra={"reason": str(error)})
         else:
             log.info("sessions warmed", extra={"sessions": found})
+
+    async def _insist(self, begin: Callable[[], Awaitable[None]]) -> None:
+        """Begin again until the database is there for it: it can go away also after it has been opened."""
+        while True:
+            try:
+                await begin()
+            except StoreUnavailable as error:
+                log.warning("waiting for the database", extra={"reason": str(error)})
+                await asyncio.sleep(_WAIT_FOR_STORE_S)
+            else:
+                return
 
     def _bot_for(self, plugin: str) -> ChatBot:
         own = self.settings.plugins.settings.get(plugin, {})

@@ -17,6 +17,7 @@ from feishu_bot.errors import ConfigError
 from feishu_bot.peers import SILENT_S
 from feishu_bot.reload import changes, is_live, merge
 from feishu_bot.store.notices import Notices
+from feishu_bot.store.work import LEASE_MS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,6 +44,7 @@ class Process:
     ``listening`` gives the sockets of a port that workers share, ``peers`` are those workers; ``supervised`` is true
     where a parent decides when to stop at once, ``replaces`` the owner of leases that this worker has replaced.
     ``reread`` reads the configuration again and raises ConfigError.
+    ``lease_ms``: how long a lane is held without being renewed; shorter ones are for tests.
     """
 
     reread: Callable[[], Loaded] | None = None
@@ -51,6 +53,7 @@ class Process:
     listening: Callable[[], Sequence[socket]] | None = None
     supervised: bool = False
     replaces: str | None = None
+    lease_ms: int = LEASE_MS
 
 
 class Operation:

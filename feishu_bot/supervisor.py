@@ -31,6 +31,7 @@ from feishu_bot.log import bind
 from feishu_bot.metrics import add_up
 from feishu_bot.operation import Process
 from feishu_bot.peers import Peers
+from feishu_bot.store.work import LEASE_MS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -95,11 +96,13 @@ class Supervisor:
         reread: Callable[[], Loaded],
         errors: RecentErrors | None = None,
         ready: Callable[[str], None] = lambda _url: None,
+        lease_ms: int = LEASE_MS,
     ) -> None:
         self._loaded = loaded
         self._reread = reread
         self._errors = errors
         self._ready = ready
+        self._lease_ms = lease_ms
         self._count = loaded.settings.server.workers
         self._slots = [_Slot() for _ in range(self._count)]
         self._state = _State()
@@ -236,6 +239,7 @@ class Supervisor:
                 listening=lambda: [address.listening() for address in self._address],
                 supervised=True,
                 replaces=self._slots[number].owner,
+                lease_ms=self._lease_ms,
             )
             with bind(worker=number):
                 code = _work(self._loaded, process, channel)

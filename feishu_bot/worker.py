@@ -40,7 +40,6 @@ MAX_PER_CHAT: Final = 100  # of these, of one group
 MAX_PER_CLAIM: Final = 200  # lanes taken by one transaction
 MAX_LOOKED_AT: Final = 20_000  # lanes that one look at the database may bring
 POLL_S: Final = 1.0  # how often the database is asked for lanes nobody works on
-RENEW_S: Final = 5.0  # how often leases are renewed and the dead are looked for
 SWEEP_S: Final = 30.0  # how often messages that are too old are ended
 FETCH_MS: Final = 300_000  # how long an answer is kept for its asker where texts are not kept
 _PAUSE_S: Final = 0.5  # before the store is asked again after it could not be used
@@ -264,7 +263,7 @@ class Worker:
     async def _renew(self) -> None:
         next_sweep = time.monotonic() + SWEEP_S
         while True:
-            await asyncio.sleep(RENEW_S)
+            await asyncio.sleep(self._store.lease_ms / 3000)
             try:
                 await self.renew_now()
                 if time.monotonic() >= next_sweep:
@@ -339,6 +338,10 @@ class Worker:
         except asyncio.CancelledError:
             await self._give_back(work, 0)
             raise
+        except StoreUnavailable as error:  # a further call could not be reserved
+            log.warning("store unavailable", extra={"step": "answer", "reason": str(error)})
+            await self._give_back(work, _RETRY_MS[min(work.attempt, len(_RETRY_MS)) - 1])
+            more = False
         except Exception:
             log.exception("attempt failed", extra={"inbox": work.inbox_id, "attempt": work.attempt})
             await self._give_back(work, _RETRY_MS[min(work.attempt, len(_RETRY_MS)) - 1])

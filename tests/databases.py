@@ -15,13 +15,9 @@ import contextlib
 import hashlib
 import itertools
 import os
-import pwd
 import re
 import shutil
 import socket
-import subprocess
-import tempfile
-import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +26,8 @@ import psycopg
 import pymysql
 from sqlalchemy.engine import make_url
 
+from feishu_bot.testing.clusters import Cluster, Unavailable, start_mariadb, start_postgres
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -37,11 +35,6 @@ if TYPE_CHECKING:
 
 KINDS = ("sqlite", "postgresql", "mariadb")
 CONNECT_TIMEOUT_S = 3
-START_TIMEOUT_S = 60
-
-
-class Unavailable(Exception):
-    """There is no server of this kind; the message says what was tried."""
 
 
 def make_template(url: str) -> None:
@@ -253,7 +246,10 @@ class Postgres(Server):
             for user, database in itertools.product(("postgres", "root"), ("postgres", "test", "root")):
                 with contextlib.suppress(psycopg.Error):
                     return cls(f"postgresql://{user}@127.0.0.1:5432/{database}")
-        cluster = start_postgres()
+        try:
+            cluster = start_postgres("-c", "synchronous_commit=off")
+        except Unavailable as error:
+            raise Unavailable(f"nothing usable on port 5432, no TEST_POSTGRES_URL; {error}") from None
         return cls(cluster.url, cluster)
 
     def _connect(self) -> psycopg.Connection[tuple[Any, ...]]:
@@ -368,7 +364,10 @@ class Mariadb(Server):
         if not given and _listens(3306):
             with contextlib.suppress(pymysql.Error):
                 return cls("mariadb://root@127.0.0.1:3306/")
-        cluster = start_mariadb()
+        try:
+            cluster = start_mariadb()
+        except Unavailable as error:
+            raise Unavailable(f"nothing usable on port 3306, no TEST_MARIADB_URL; {error}") from None
         return cls(cluster.url, cluster)
 
     def _run(self, statement: str, *values: Any) -> tuple[tuple[Any, ...], ...]:
@@ -463,167 +462,6 @@ def _without_number(statement: str) -> str:
     return re.sub(r" AUTO_INCREMENT=\d+", "", statement)
 
 
-# --------------------------------------------------------------------------------------- throw-away servers
-
-
-class Cluster:
-    """A database server of this run's own, in a temporary folder; it ends with this process at the latest."""
-
-    def __init__(self, folder: Path, user: str | None) -> None:
-        self.folder = folder
-        self.user = user
-        self.url = ""
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def run(self, *command: str) -> None:
-        """Run a command as the server's user. Raises Unavailable with its last line if it fails."""
-        done = subprocess.run(
-            command,
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            **self._as_user(),
-        )
-        if done.returncode:
-            lines = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines()
-            self.stop()
-            raise Unavailable(f"{Path(command[0]).name} failed: {lines[-1] if lines else 'no output'}")
-
-    def start(self, *command: str, stop_with: str) -> None:
-        """Start the server. A shell beside it waits for the end of our pipe, however this process ends."""
-        script = '"$@" >server.log 2>&1 & cat >/dev/null; kill -$STOP $! ; wait $! ; rm -rf "$FOLDER"'
-        self._process = subprocess.Popen(
-            ["/bin/sh", "-c", script, "sh", *command],
-            cwd=self.folder,
-            env={"PATH": os.defpath, "STOP": stop_with, "FOLDER": str(self.folder), "LC_ALL": "C"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # an interrupt at the terminal is for the tests
-            **self._as_user(),
-        )
-
-    def wait(self, connect: Callable[[], Any], error: type[Exception]) -> None:
-        """Wait until ``connect`` works. Raises Unavailable when it has not for a minute."""
-        end = time.monotonic() + START_TIMEOUT_S
-        while True:
-            try:
-                connect().close()
-            except error as reason:
-                if time.monotonic() > end:
-                    self.stop()
-                    raise Unavailable(f"the throw-away server does not answer: {_one_line(reason)}") from None
-                time.sleep(0.05)
-            else:
-                return
-
-    def stop(self) -> None:
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
-            self._process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _as_user(self) -> dict[str, Any]:
-        if self.user is None:
-            return {}
-        entry = pwd.getpwnam(self.user)
-        return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-
-
-def start_postgres(*options: str) -> Cluster:
-    """Start PostgreSQL without fsync on a free port. Raises Unavailable where it is not installed."""
-    programs = _postgres_programs()
-    cluster = _new_cluster("postgres")
-    words = ("-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
-    cluster.run(f"{programs}/initdb", "-D", f"{cluster.folder}/data", *words)
-    _serve_postgres(cluster, programs, "-c", "synchronous_commit=off", *options)
-    return cluster
-
-
-def start_standby(primary: Cluster) -> Cluster:
-    """Start a standby that follows ``primary``. Raises Unavailable."""
-    programs = _postgres_programs()
-    cluster = _new_cluster("postgres")
-    data, url = f"{cluster.folder}/data", f"{primary.url}?application_name=standby"
-    words = ("--checkpoint=fast", "--no-sync", "--write-recovery-conf")
-    cluster.run(f"{programs}/pg_basebackup", "-D", data, "-d", url, *words)
-    _serve_postgres(cluster, programs)
-    return cluster
-
-
-def _postgres_programs() -> Path:
-    found = shutil.which("initdb")
-    folders = [Path(found).resolve().parent, Path(found).parent] if found else []
-    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    programs = next((f for f in folders if (f / "initdb").exists() and (f / "postgres").exists()), None)
-    if programs is None:
-        raise Unavailable("nothing usable on port 5432, no TEST_POSTGRES_URL, no initdb")
-    return programs
-
-
-def _serve_postgres(cluster: Cluster, programs: Path, *options: str) -> None:
-    port = _free_port()
-    settings = {
-        "listen_addresses": "127.0.0.1",
-        "port": port,
-        "unix_socket_directories": "",
-        "fsync": "off",
-        "full_page_writes": "off",
-    }
-    words = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
-    cluster.start(f"{programs}/postgres", "-D", f"{cluster.folder}/data", *words, *options, stop_with="QUIT")
-    cluster.url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
-    cluster.wait(lambda: psycopg.connect(cluster.url, connect_timeout=CONNECT_TIMEOUT_S), psycopg.Error)
-
-
-def start_mariadb() -> Cluster:
-    """Start MariaDB without fsync on a free port. Raises Unavailable where it is not installed."""
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
-    install, server = (shutil.which(name, path=path) for name in ("mariadb-install-db", "mariadbd"))
-    if install is None or server is None:
-        raise Unavailable(
-            "nothing usable on port 3306, no TEST_MARIADB_URL, no mariadbd with mariadb-install-db"
-        )
-    cluster = _new_cluster("mysql")
-    data = f"--datadir={cluster.folder / 'data'}"
-    cluster.run(install, "--no-defaults", data, "--auth-root-authentication-method=normal", "--skip-test-db")
-    port = _free_port()
-    cluster.start(
-        server,
-        "--no-defaults",
-        data,
-        f"--port={port}",
-        "--bind-address=127.0.0.1",
-        f"--socket={cluster.folder / 'sock'}",
-        "--innodb-flush-log-at-trx-commit=0",
-        "--innodb-flush-method=nosync",
-        "--innodb-buffer-pool-size=64M",
-        "--skip-log-bin",
-        stop_with="KILL",
-    )
-    cluster.url = f"mariadb://root@127.0.0.1:{port}/"
-    cluster.wait(
-        lambda: pymysql.connect(host="127.0.0.1", port=port, user="root", connect_timeout=CONNECT_TIMEOUT_S),
-        pymysql.Error,
-    )
-    return cluster
-
-
-def _new_cluster(preferred_user: str) -> Cluster:
-    """Make the folder. Both servers refuse to run as root, so root hands it to somebody else."""
-    folder = Path(tempfile.mkdtemp(prefix="feishu-bot-test-"))
-    user = None
-    if os.geteuid() == 0:
-        known = {entry.pw_name for entry in pwd.getpwall()}
-        user = next((name for name in (preferred_user, "nobody") if name in known), None)
-        if user is None:
-            folder.rmdir()
-            raise Unavailable("root cannot run a throw-away server, and there is no user nobody")
-        shutil.chown(folder, user)
-    return Cluster(folder, user)
-
-
 # -------------------------------------------------------------------------------------------- connections
 
 
@@ -645,12 +483,6 @@ def _listens(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(CONNECT_TIMEOUT_S)
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _one_line(error: Exception) -> str:

@@ -19,6 +19,7 @@ class Record:
 
     owner = SimpleNamespace(host="here", __str__=lambda _self: "owner")
     shard = 0
+    lease_ms = 15_000
 
     def __init__(self):
         self.again = []

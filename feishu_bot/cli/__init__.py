@@ -7,7 +7,18 @@ import sys
 import click
 
 from feishu_bot import __version__
-from feishu_bot.cli import accounts, conversations, database, demo, doctor, operation, queue, server, talk
+from feishu_bot.cli import (
+    accounts,
+    conversations,
+    database,
+    demo,
+    doctor,
+    operation,
+    queue,
+    selftest,
+    server,
+    talk,
+)
 from feishu_bot.errors import BotError, ConfigError
 
 
@@ -36,6 +47,7 @@ for command in (
     operation.reload,
     operation.send,
     doctor.doctor,
+    selftest.selftest,
     demo.demo,
     accounts.user,
     queue.cleanup,

@@ -28,11 +28,15 @@ if TYPE_CHECKING:
 @click.option("--host", help="The address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), help="The port to listen on; 0 takes any free one.")
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes that share the port.")
+@click.option(
+    "--lease-s", type=click.FloatRange(0.5), default=15.0, hidden=True
+)  # shorter ones are for tests
 def run(
     config_file: str | None = None,
     host: str | None = None,
     port: int | None = None,
     workers: int | None = None,
+    lease_s: float = 15.0,
 ) -> None:
     """Run the server until SIGTERM or Ctrl-C."""
     # A message makes thousands of short-lived objects and hardly a cycle: collecting every 700 of them, as Python
@@ -54,11 +58,14 @@ def run(
 
             if not hasattr(os, "fork"):
                 raise click.UsageError("server.workers: this system cannot fork; run 1, or several servers")
-            sys.exit(Supervisor(loaded, reread=reread, errors=logging.errors, ready=_say_url).run())
+            supervisor = Supervisor(
+                loaded, reread=reread, errors=logging.errors, ready=_say_url, lease_ms=round(lease_s * 1000)
+            )
+            sys.exit(supervisor.run())
         from feishu_bot.app import App  # noqa: PLC0415  # see above
         from feishu_bot.operation import Process  # noqa: PLC0415  # see above
 
-        process = Process(reread=reread, errors=logging.errors)
+        process = Process(reread=reread, errors=logging.errors, lease_ms=round(lease_s * 1000))
         asyncio.run(App(loaded.settings, process).run(ready=_say_where))
     finally:
         logging.close()

@@ -16,7 +16,7 @@ from feishu_bot.store.changes import change_conversations
 from feishu_bot.store.conversations import without_cleared
 from feishu_bot.store.engine import insert_ignore
 from feishu_bot.store.history import history_row
-from feishu_bot.store.inbox import ANY_OPEN, IS_OPEN, LEASE_MS, count_ends, ledger_of
+from feishu_bot.store.inbox import ANY_OPEN, IS_OPEN, count_ends, ledger_of
 from feishu_bot.store.placing import COLUMNS, Conversation, Item, find_conversations
 from feishu_bot.store.repeats import committed_before
 from feishu_bot.store.schema import (
@@ -361,7 +361,7 @@ def _hand_out(tx: Transaction, live: list[Item]) -> dict[int, PartToSend]:
                 first["state"], first["attempts"], first["first_attempt_at"] = ATTEMPTING, 1, tx.now_ms
                 first["attempt_token"] = lease.token
                 item.first_part = first
-                owner, until, token = lease.owner, tx.now_ms + LEASE_MS, lease.token
+                owner, until, token = lease.owner, tx.now_ms + tx.lease_ms, lease.token
             ready = tx.now_ms if ready is None else ready
         rows += new
         frees.append(

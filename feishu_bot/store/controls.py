@@ -9,9 +9,9 @@ import orjson
 from sqlalchemy import bindparam, delete, func, select, update
 
 from feishu_bot.store.engine import insert_ignore, insert_set
-from feishu_bot.store.inbox import LEASE_MS
 from feishu_bot.store.leases import Owner
 from feishu_bot.store.schema import controls, processes
+from feishu_bot.store.work import LEASE_MS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 AnyRow = Row[*tuple[Any, ...]]
 
-LEASE_MS = 15_000  # a lane's lease; renewed every third of it while the work goes on
 MAX_QUOTE = 2000  # characters of a message that is replied to, as the model gets to see it
 RETRIED = "retried"  # reason of a row that a person asked to have answered anew
 
@@ -378,7 +377,7 @@ def _take_lanes(tx: Transaction, leases: Sequence[Lease]) -> dict[str, tuple[int
         "owner": first.owner,
         "token": first.token,
         "now": tx.now_ms,
-        "until": tx.now_ms + LEASE_MS,
+        "until": tx.now_ms + tx.lease_ms,
     }
     if tx.kind != "mariadb":
         return {r.key: (r.head, r.tail) for r in tx.connection.execute(_TAKE_RETURNING, parameters)}

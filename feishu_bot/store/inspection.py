@@ -14,7 +14,6 @@ from feishu_bot.errors import StoreUnavailable
 from feishu_bot.model import End
 from feishu_bot.store import migrations, sums
 from feishu_bot.store.engine import capabilities, database_now_ms, open_engine
-from feishu_bot.store.inbox import LEASE_MS
 from feishu_bot.store.schema import (
     NOT_CLEARED,
     OPEN,
@@ -32,7 +31,7 @@ from feishu_bot.store.schema import (
 )
 from feishu_bot.store.shadow import remove_leftovers
 from feishu_bot.store.snapshot import driver_errors, one_instant, sqlite_path
-from feishu_bot.store.work import Amounts
+from feishu_bot.store.work import LEASE_MS, Amounts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

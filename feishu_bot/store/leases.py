@@ -12,7 +12,7 @@ from sqlalchemy import bindparam, delete, func, or_, select, update
 
 from feishu_bot.errors import StoreUnavailable
 from feishu_bot.store.engine import insert_ignore
-from feishu_bot.store.inbox import IS_OPEN, LEASE_MS
+from feishu_bot.store.inbox import IS_OPEN
 from feishu_bot.store.outbox import IS_UNSENT
 from feishu_bot.store.schema import inbox, lanes, outbox, processes
 
@@ -153,7 +153,7 @@ _RENEW_SEND = (
 def renew(tx: Transaction, owner: str, working: Sequence[str], sending: Sequence[str]) -> None:
     """Renew the leases of lanes still worked on, and this process's heartbeat."""
     tx.connection.execute(_BEAT, {"o": owner, "now": tx.now_ms})
-    until = tx.now_ms + LEASE_MS
+    until = tx.now_ms + tx.lease_ms
     if working:
         tx.connection.execute(_RENEW_WORK, {"keys": sorted(working), "o": owner, "until": until})
     if sending:

@@ -12,7 +12,6 @@ from sqlalchemy import Integer, bindparam, case, func, literal_column, or_, sele
 
 from feishu_bot.store.bulk import execute_many
 from feishu_bot.store.engine import insert_fill, insert_ignore
-from feishu_bot.store.inbox import LEASE_MS
 from feishu_bot.store.schema import ATTEMPTING, PENDING, UNSENT, lanes, outbox
 from feishu_bot.store.work import Lease, NoWork, PartToSend, SendStep
 
@@ -144,7 +143,7 @@ def send_step(tx: Transaction, steps: Sequence[SendStep]) -> list[PartToSend | N
             if step.result is None:
                 taken = {
                     "new_owner": lease.owner,
-                    "new_until": tx.now_ms + LEASE_MS,
+                    "new_until": tx.now_ms + tx.lease_ms,
                     "new_token": lease.token,
                 }
                 holds[lane] = {"lane": lane, "new_ready": tx.now_ms, **taken}
@@ -179,7 +178,7 @@ def _go_on(
     """Keep the lanes that have more to send and are still held, let go of the others."""
     leases = sorted({(s.lease.lane_key, s.lease.token) for s in reporting})
     keys = sorted({lane for lane, _ in leases})
-    parameters = {"keys": keys, "leases": leases, "now": tx.now_ms, "until": tx.now_ms + LEASE_MS}
+    parameters = {"keys": keys, "leases": leases, "now": tx.now_ms, "until": tx.now_ms + tx.lease_ms}
     tokens: dict[str, str] = dict(leases)
     if tx.kind != "mariadb":
         held = {r.key: r.first for r in tx.connection.execute(_GO_ON_RETURNING, parameters)}

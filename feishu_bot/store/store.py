@@ -19,7 +19,7 @@ from feishu_bot.store.leases import Owner
 from feishu_bot.store.machines import network_problem
 from feishu_bot.store.notices import notify
 from feishu_bot.store.snapshot import sqlite_path
-from feishu_bot.store.work import Committed, Transaction
+from feishu_bot.store.work import LEASE_MS, Committed, Transaction
 from feishu_bot.store.writer import DatabaseClock, Writer
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def _fill(cache: HistoryCache, _tx: Transaction, found: Sequence[RecentTail]) ->
 class Store:
     """One database, for one event loop or several.
 
-    ``clock`` gives milliseconds since 1970 instead of the database's own time (for tests).
+    ``clock`` gives milliseconds since 1970 instead of the database's own time (for tests); ``lease_ms`` is how long
+    a lane is held without being renewed.
     """
 
     def __init__(
@@ -67,14 +68,18 @@ class Store:
         writers: int | None = None,
         clock: Callable[[], int] | None = None,
         auto_migrate: bool = True,
+        lease_ms: int = LEASE_MS,
     ) -> None:
         self.engine = open_engine(db_url)
         self.capabilities = capabilities(self.engine)
         self.clock = DatabaseClock(clock)
         self.owner = Owner.current()
+        self.lease_ms = lease_ms
         self._auto_migrate = auto_migrate
         count = 1 if self.capabilities.single_writer else (writers or 2)
-        self._writers = [Writer(self.engine, self.clock, name=f"writer-{n}") for n in range(count)]
+        self._writers = [
+            Writer(self.engine, self.clock, name=f"writer-{n}", lease_ms=lease_ms) for n in range(count)
+        ]
         self._caches = [HistoryCache() for _ in self._writers]
         self._reading = self.engine.execution_options(reader=True)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")

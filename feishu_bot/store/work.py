@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     StoredRow = Mapping[str, Any] | RowMapping  # a row with all columns, by their names
 
+LEASE_MS = 15_000  # a lane's lease; renewed every third of it while the work goes on
+
 
 @dataclass(slots=True)
 class Transaction:
@@ -26,6 +28,7 @@ class Transaction:
     kind: str  # sqlite, postgresql or mariadb
     now_ms: int  # the database's clock
     rerun: bool = False  # an earlier run was lost in its commit: it may have been done
+    lease_ms: int = LEASE_MS  # how long what is taken or renewed now is held
     after_commit: list[Callable[[], None]] = field(default_factory=list)
 
 

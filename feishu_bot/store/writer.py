@@ -31,7 +31,7 @@ from feishu_bot.store.engine import (
     reason_of,
 )
 from feishu_bot.store.turn import Turn
-from feishu_bot.store.work import Transaction
+from feishu_bot.store.work import LEASE_MS, Transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -179,6 +179,7 @@ class Writer:
         stuck_s: float = STUCK_S,
         conflict_s: float = CONFLICT_DEADLINE_S,
         quiet_s: float = QUIET_S,
+        lease_ms: int = LEASE_MS,
     ) -> None:
         self._engine = engine
         self._clock = clock
@@ -187,6 +188,7 @@ class Writer:
         self._stuck_s = stuck_s
         self._conflict_s = conflict_s
         self._quiet_s = quiet_s
+        self._lease_ms = lease_ms
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._taking = threading.Lock()  # who takes a batch is the thread that stands in _thread
         self._thread: threading.Thread | None = None
@@ -412,7 +414,13 @@ class Writer:
         results: dict[int, Sequence[Any]] = {}
         with line.turn, connection.begin():
             self._clock.sync(connection)
-            tx = Transaction(connection, self._capabilities.kind, self._clock.now_ms(), rerun=run.rerun)
+            tx = Transaction(
+                connection,
+                self._capabilities.kind,
+                self._clock.now_ms(),
+                rerun=run.rerun,
+                lease_ms=self._lease_ms,
+            )
             for group in _groups(run.jobs):
                 items = [item for job in group for item in job.items]
                 answers = group[0].function(tx, items)

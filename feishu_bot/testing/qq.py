@@ -336,6 +336,12 @@ class FakeQQ:
         """Let the next ``times`` calls of one kind end in ``failure``, after those already scripted."""
         self._failures[on].extend([failure] * times)
 
+    def recover(self) -> None:
+        """Forget the failures that are still to come."""
+        self.down = False
+        for waiting in self._failures.values():
+            waiting.clear()
+
     def expire_tokens(self) -> None:
         """Refuse every token given out so far with 11244."""
         self._tokens.clear()

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from feishu_bot.store import schema
-from tests.databases import Unavailable, start_postgres, start_standby
+from feishu_bot.testing.clusters import Unavailable, start_postgres, start_standby
 from tests.e2e.bots import Record, configuration, until
 from tests.e2e.proxy import Proxy
 

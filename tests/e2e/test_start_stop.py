@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import os
 import signal
 import socket
@@ -13,6 +15,9 @@ import aiohttp
 import pytest
 from sqlalchemy.engine import make_url
 
+from feishu_bot.app import App
+from feishu_bot.config import load
+from feishu_bot.reference import platform_settings
 from feishu_bot.store import schema
 from feishu_bot.testing.feishu import Failure
 from feishu_bot.testing.model import Behaviour
@@ -120,6 +125,49 @@ async def test_a_database_that_is_away_is_waited_for(bots, people, feishu, serve
         assert await people.replies(1) == ["hi"]
         await bot.stop()
         assert bot.complaints() == []
+
+
+class _Lost(logging.Handler):
+    """Takes the way to the database away at the moment when it has been opened, and gives it back later."""
+
+    def __init__(self, proxy):
+        super().__init__()
+        self.proxy = proxy
+        self.waited = False
+
+    def emit(self, record):
+        if record.msg == "database ready":
+            self.proxy.up = False
+            self.proxy.cut()
+        elif record.msg == "waiting for the database":
+            self.waited = self.proxy.up = True
+
+
+@on_servers
+async def test_a_database_that_goes_away_between_its_opening_and_the_start_is_waited_for(
+    tmp_path,
+    server_url,  # noqa: F811 - the fixture
+):
+    async with Proxy(server_url) as proxy:
+        file = tmp_path / "config.yaml"
+        file.write_text(json.dumps(configuration(proxy.url)))
+        app = App(load(file, platform_settings=platform_settings()).settings)
+        lost = _Lost(proxy)
+        log = logging.getLogger("feishu_bot.app")
+        log.addHandler(lost)
+        log.setLevel(logging.INFO)
+        try:
+            await app.start()
+            assert lost.waited, "nothing had to be waited for"
+            async with (
+                aiohttp.ClientSession() as http,
+                http.get(f"http://127.0.0.1:{app.port}/readyz") as response,
+            ):
+                assert response.status == 200
+        finally:
+            log.removeHandler(lost)
+            log.setLevel(logging.NOTSET)
+            await app.stop()
 
 
 async def test_a_server_that_waits_for_its_database_can_be_stopped(bots):

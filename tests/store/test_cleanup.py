@@ -13,7 +13,6 @@ from feishu_bot.retention import Retention, Rule
 from feishu_bot.schedule import CleanupResult, cleanup, remove_hidden
 from feishu_bot.store import cleanup as removing
 from feishu_bot.store import jobs
-from feishu_bot.store.inbox import LEASE_MS
 from feishu_bot.store.schema import (
     budget_windows,
     conversations,
@@ -26,7 +25,7 @@ from feishu_bot.store.schema import (
     totals,
     usage,
 )
-from feishu_bot.store.work import Arrival, Lease, NewMessage, Outcome, Work
+from feishu_bot.store.work import LEASE_MS, Arrival, Lease, NewMessage, Outcome, Work
 from tests.stores import DAY, HOUR, NOON, Clock, count, opened, put, put_conversations, rows
 
 LANE = "user:web:private:u1"  # of the first conversation of put_conversations

@@ -12,7 +12,6 @@ from feishu_bot.errors import LeaseLost
 from feishu_bot.model import CallUsage, End
 from feishu_bot.store import cleanup, leases
 from feishu_bot.store.commit import commit, reserve_calls
-from feishu_bot.store.inbox import LEASE_MS
 from feishu_bot.store.schema import (
     budget_windows,
     conversations,
@@ -25,6 +24,7 @@ from feishu_bot.store.schema import (
     usage,
 )
 from feishu_bot.store.work import (
+    LEASE_MS,
     Change,
     Committed,
     HistoryRow,

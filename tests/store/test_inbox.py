@@ -9,9 +9,9 @@ from sqlalchemy import select, text, update
 
 from feishu_bot.model import End
 from feishu_bot.store import leases
-from feishu_bot.store.inbox import LEASE_MS, begin, receive
+from feishu_bot.store.inbox import begin, receive
 from feishu_bot.store.schema import budget_windows, inbox, lanes, reservations, totals, usage
-from feishu_bot.store.work import Lease, NoWork, Outcome, Recorded, Work
+from feishu_bot.store.work import LEASE_MS, Lease, NoWork, Outcome, Recorded, Work
 from tests.stores import HOUR
 from tests.transact import LANE, OWNER, Database, answered, arrival, row_locks
 

@@ -11,10 +11,9 @@ import pytest
 
 from feishu_bot.errors import StoreUnavailable
 from feishu_bot.store import leases, outbox
-from feishu_bot.store.inbox import LEASE_MS
 from feishu_bot.store.leases import FORGOTTEN_MS, STALE_MS, Owner
 from feishu_bot.store.schema import lanes, processes
-from feishu_bot.store.work import Lease, NoWork, Work
+from feishu_bot.store.work import LEASE_MS, Lease, NoWork, Work
 from tests.transact import LANE, OWNER, Database, answered
 
 BOB = "user:web:private:bob"

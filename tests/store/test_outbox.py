@@ -9,10 +9,9 @@ from sqlalchemy import update
 
 from feishu_bot.model import End
 from feishu_bot.store import cleanup, leases, outbox
-from feishu_bot.store.inbox import LEASE_MS
 from feishu_bot.store.schema import lanes
 from feishu_bot.store.schema import outbox as parts
-from feishu_bot.store.work import Lease, NoWork, PartToSend, SendResult, SendStep
+from feishu_bot.store.work import LEASE_MS, Lease, NoWork, PartToSend, SendResult, SendStep
 from tests.transact import LANE, OWNER, Database, answered, row_locks
 
 MINE = Lease(LANE, OWNER, "mine")

@@ -89,6 +89,13 @@ def _create(connection: Connection) -> None:
     connection.execute(insert(_version_table), {"version_num": HEAD})
 
 
+def remove_schema(engine: Engine) -> None:
+    """Remove all tables with everything in them. Raises StoreUnavailable."""
+    with store_errors(), engine.connect() as connection, alone(connection):
+        metadata.drop_all(connection)
+        _version_table.drop(connection, checkfirst=True)
+
+
 def known_versions(scripts: Path = SCRIPTS) -> set[str]:
     """Return the versions that this program can bring to its own."""
     from alembic.script import ScriptDirectory  # noqa: PLC0415  # slow to import, and hardly any start needs it
