@@ -94,9 +94,10 @@ class Worker:
 
         ``alone``: on nothing but the lanes that it is nudged for.
         """
-        loops = {"claim": self._claim(), "renew": self._renew()}
         if not alone:
             await self._sweep()
+        loops = {"claim": self._claim(), "renew": self._renew()}
+        if not alone:
             loops["poll"] = self._poll()
         self._loops = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
 
