@@ -78,7 +78,11 @@ async def _get(url: URL, max_bytes: int, network: NetworkSettings | None, own: s
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S)
     async with (
         aiohttp.ClientSession(
-            connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()
+            connector=connector,
+            timeout=timeout,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,  # a small answer could become a very large one
+            headers={"Accept-Encoding": "identity"},
         ) as session,
         session.get(url, proxy=proxy, allow_redirects=False) as response,
     ):

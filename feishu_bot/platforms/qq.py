@@ -490,9 +490,9 @@ class QQ(Platform):
     def recorded(self, messages: Sequence[InboundMessage]) -> None:
         """Confirm buttons that were pressed: whoever pressed one sees it spin until then."""
         for message in messages:
-            pressed = message.extra.get("interaction_id")
-            if pressed and len(self._confirming) < _MAX_CONFIRMING:
-                task = asyncio.get_running_loop().create_task(self._confirm(str(pressed)))
+            pressed = str(message.extra.get("interaction_id") or "")
+            if pressed and len(pressed) <= _MAX_TYPE and len(self._confirming) < _MAX_CONFIRMING:
+                task = asyncio.get_running_loop().create_task(self._confirm(pressed))
                 self._confirming.add(task)
                 task.add_done_callback(self._confirming.discard)
 
@@ -601,6 +601,8 @@ def _path(target: Target) -> str:
         kind, receiver, end = "/channels/", target.chat_id, "/messages"
     if not receiver:
         raise Undeliverable("neither a chat nor a person to send to")
+    if len(receiver) > _MAX_TYPE or receiver in {".", ".."}:
+        raise Undeliverable("no id that the platform has given")
     return kind + quote(receiver, safe="") + end
 
 

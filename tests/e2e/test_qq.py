@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
+from io import BytesIO
+
 import aiohttp
+import orjson
 import pytest
 
 from feishu_bot.testing.model import Behaviour
-from feishu_bot.testing.qq import FakeQQ, group_event, private_event, signed_event
+from feishu_bot.testing.qq import (
+    FakeQQ,
+    channel_event,
+    group_event,
+    make_event,
+    private_event,
+    sign,
+    signed_event,
+)
 from tests.e2e.bots import SECRET, configuration, until
 
 WORDS = " ".join(f"word{n}" for n in range(200))
@@ -79,3 +92,84 @@ async def test_conversations_in_a_group_and_in_private_go_on_after_a_kill_each_w
     assert sorted(qq.texts()) == sorted(
         f"echo: {where} {n}" for where in ("group", "alone") for n in range(2)
     )
+
+
+def hostile():
+    """Yield requests that are no message, whoever signed them: a name, headers, body and the right answers."""
+    good = private_event("words", message_id="good")
+    headers, body = signed_event(good, secret=SECRET)
+
+    def signed(content, **more):
+        return {**sign(content, secret=SECRET), **more}, content
+
+    yield "2 MiB", *signed(b"x" * 2 * 1024 * 1024), {413}
+    yield "too deep", *signed(b"[" * 200_000), {400}
+    yield "too deep, unsigned", {}, b"[" * 200_000, {401}
+    yield "a bomb", {"Content-Encoding": "gzip"}, gzip.compress(b"0" * 50_000_000), {413}
+    yield "UTF-16", *signed(b'{"op": 0}'.decode().encode("utf-16")), {400}
+    yield "half a pair", *signed(b'{"op": 0, "d": {"content": "\\ud800"}}'), {400}
+    yield "NaN", *signed(b'{"op": NaN}'), {400}
+    yield "an endless op", *signed(b'{"op": ' + b"9" * 5000 + b"}"), {400}
+    yield "no op", *signed(b'{"t": "C2C_MESSAGE_CREATE", "d": {}}'), {400}
+    yield "another's signature", *signed_event(good, secret="another"), {401}
+    yield "its own words changed", headers, body.replace(b"words", b"sword"), {401}
+    yield "a later stamp", {**headers, "X-Signature-Timestamp": "1"}, body, {401}
+    yield "a stamp in other digits", {**headers, "X-Signature-Timestamp": "\u0661"}, body, {401}
+    yield (
+        "two signatures",
+        {**headers, "X-Signature-Ed25519": headers["X-Signature-Ed25519"] * 2},
+        body,
+        {401},
+    )
+    yield "no address to check", *signed(b'{"op": 13, "d": {"plain_token": {}, "event_ts": []}}'), {400}
+    yield "a text as a message", *signed(b'{"op": 0, "t": "C2C_MESSAGE_CREATE", "d": "x"}'), {400}
+    wide = {**good["d"], "id": "wide", "attachments": [{"url": "x" * 50} for _ in range(10_000)]}
+    yield "many attachments", *signed_event({**good, "d": wide}, secret=SECRET), {200}
+    long = {**good["d"], "id": "m" * 100_000, "author": {"user_openid": "u" * 100_000}}
+    yield "endless ids", *signed_event({**good, "d": long}, secret=SECRET), {200}
+    numbers = {**good["d"], "id": "numbers", "mentions": 5, "attachments": {"a": 1}, "message_scene": [[]]}
+    yield "numbers for lists", *signed_event({**good, "d": numbers}, secret=SECRET), {200}
+    nothing = make_event({"id": "i" * 5000, "data": {"resolved": []}}, event_type="INTERACTION_CREATE")
+    yield "a button of nobody", *signed_event(nothing, secret=SECRET), {200}
+    gone = orjson.dumps(make_event({"openid": "u" * 5000, "timestamp": 777}, event_type="FRIEND_DEL"))
+    yield (
+        "a friend with an endless name",
+        *signed_event(gone.replace(b"777", b"9" * 30), secret=SECRET),
+        {200},
+    )
+
+
+async def test_hostile_requests_on_every_database_are_refused_or_recorded_and_hurt_nobody(
+    bots, http, model, qq, db_url, record
+):
+    bot = await bots.start(configuration(db_url, model=model, platforms=account(qq)))
+    address = f"{bot.url}/webhook/qq"
+    for name, headers, body, statuses in hostile():
+        async with http.post(address, data=BytesIO(body), headers=headers) as answer:
+            assert answer.status in statuses, name
+            told = await answer.text()
+            assert "Traceback" not in told
+            assert "words" not in told
+    await record.settled()
+    assert {row.state for row in record.inbox()} <= {"answered", "refused", "ignored"}
+    again = private_event("once", message_id="once")
+    assert set(await asyncio.gather(*(post(http, bot, again) for _ in range(30)))) == {200}
+    await record.settled()
+    assert qq.texts()[-1] == "echo: once"
+    assert qq.texts().count("echo: once") == 1
+    await bot.stop()
+    assert bot.complaints() == []
+
+
+async def test_a_recall_that_comes_before_its_message_is_minded_when_that_comes(
+    bots, http, model, qq, db_url, record
+):
+    bot = await bots.start(configuration(db_url, model=model, platforms=account(qq)))
+    gone = {"message": {"id": "c1", "channel_id": "100010", "guild_id": "g", "author": {"id": "1234"}}}
+    assert await post(http, bot, make_event(gone, event_type="PUBLIC_MESSAGE_DELETE")) == 200
+    await record.ended(1)
+    assert await post(http, bot, channel_event("not any more", message_id="c1")) == 200
+    assert await post(http, bot, channel_event("but this", message_id="c2")) == 200
+    await record.settled()
+    assert qq.texts() == ["echo: but this"]
+    assert not any("not any more" in text for text in record.texts())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 from typing import TYPE_CHECKING
 
 import pytest
@@ -63,6 +64,9 @@ class Server:
             await response.prepare(request)
             while True:
                 await response.write(b"x" * 65536)
+        if name == "bomb":
+            bomb = gzip.compress(b"x" * 50_000_000)[:100]
+            return web.Response(body=bomb, headers={"Content-Encoding": "gzip"})
         if name.isdigit():
             return web.Response(status=int(name))
         return web.Response(body=b"content", headers={"Seen": request.headers.get("Authorization", "")})
@@ -98,6 +102,10 @@ async def test_what_lies_on_the_platforms_own_server_is_fetched_also_after_a_red
 async def test_what_is_missing_too_large_or_elsewhere_is_never_fetched(server, path):
     with pytest.raises(Undeliverable):
         await fetch(server, path)
+
+
+async def test_what_is_packed_is_not_unpacked(server):
+    assert (await fetch(server, "/bomb"))[:2] == b"\x1f\x8b"
 
 
 async def test_a_circle_of_redirects_ends(server):
