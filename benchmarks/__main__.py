@@ -9,7 +9,7 @@ import sys
 
 from benchmarks.processes import ROOT
 
-FIGURES = ("durable_echo", "server", "library", "scaling")
+FIGURES = ("durable_echo", "server", "library", "scaling", "budgets")
 ASKED_FOR = ("peers",)
 
 

@@ -69,13 +69,19 @@ def make_bodies(count: int, salt: str) -> list[tuple[dict[str, str], bytes]]:
 
 @contextmanager
 def echo_server(
-    folder: Path, db_url: str, *, profile: Path | None = None, workers: int = 1, keep: int = 10
+    folder: Path,
+    db_url: str,
+    *,
+    profile: Path | None = None,
+    workers: int = 1,
+    keep: int = 10,
+    more: str = "",
 ) -> Iterator[tuple[subprocess.Popen[bytes], int, int]]:
     """Run a fake platform and the server that answers there; yield the server, its port and the platform's."""
     port, platform = free_port(), free_port()
     config = folder / "config.yaml"
     config.write_text(
-        _CONFIG.format(port=port, platform=platform, key=KEY, db_url=db_url, workers=workers),
+        _CONFIG.format(port=port, platform=platform, key=KEY, db_url=db_url, workers=workers) + more,
         encoding="utf-8",
     )
     fake = ["-m", "feishu_bot.testing.feishu", "--port", str(platform), "--keep", str(keep)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import re
 import sys
@@ -276,18 +277,35 @@ def _print_receipt(receipt: Receipt) -> None:
     help="Default: the sum only. Days are those of schedule.timezone.",
 )
 @click.option("--since", metavar="D", help="From this date or ISO time, in schedule.timezone.")
+@click.option("--until", metavar="D", help="To before this date or ISO time.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV: the rows without a sum, costs exact.")
 @json_option
-def usage(config_file: str | None, by: str | None, since: str | None, *, as_json: bool) -> None:
+def usage(
+    config_file: str | None,
+    by: str | None,
+    since: str | None,
+    until: str | None,
+    *,
+    as_csv: bool,
+    as_json: bool,
+) -> None:
     """Print what model calls have used: tokens and cost, from the ledger."""
     from feishu_bot.store import ledger  # noqa: PLC0415  # SQLAlchemy takes longer than --help
 
+    if as_csv and as_json:
+        raise click.UsageError("--csv and --json: choose one")
     with _open_database(config_file) as (database, settings):
         zone = settings.schedule.zone
-        first = _instant(since, zone, "--since")
-        total = database.read(lambda tx: ledger.usage_total(tx, since=first))
+        first, last = _instant(since, zone, "--since"), _instant(until, zone, "--until")
+        total = database.read(lambda tx: ledger.usage_total(tx, since=first, until=last))
         rows: list[dict[str, Any]] = []
         if by is not None:
-            rows = database.read(lambda tx: ledger.usage_by(tx, by, zone, since=first, limit=100_000))
+            rows = database.read(
+                lambda tx: ledger.usage_by(tx, by, zone, since=first, until=last, limit=100_000)
+            )
+    if as_csv:
+        _print_csv(by, rows if by is not None else [total])
+        return
     if as_json:
         _print_json({"by": by, "rows": rows, "total": total})
         return
@@ -295,6 +313,23 @@ def usage(config_file: str | None, by: str | None, since: str | None, *, as_json
     nobody = "(forgotten)" if by == "user" else "(none)"
     lines = [_usage_line(nobody if row[by or ""] is None else row[by or ""], row) for row in rows]
     _print_table([titles, *lines, _usage_line("total", total)], right=frozenset(range(1, 6)))
+
+
+def _print_csv(by: str | None, rows: Sequence[Mapping[str, Any]]) -> None:
+    columns = (
+        *("calls", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "total_tokens"),
+        "cost_usd",
+    )
+    from feishu_bot.store.formats import to_cell  # noqa: PLC0415  # SQLAlchemy takes longer than --help
+
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\r\n")
+    writer.writerow((by, *columns) if by is not None else columns)
+    for row in rows:
+        name = () if by is None else (to_cell(row[by]),)
+        cost = "" if row["cost_usd"] is None else f"{row['cost_usd']:.6f}"
+        writer.writerow((*name, *(row[column] for column in columns[:-1]), cost))
+    click.echo(file.getvalue(), nl=False)
 
 
 def _usage_line(name: object, sums: Mapping[str, Any]) -> tuple[object, ...]:

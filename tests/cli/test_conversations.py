@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import yaml
@@ -311,3 +313,47 @@ def test_the_days_of_usage_are_those_of_the_configured_time_zone(bot, database):
     assert days("--since", "2025-06-18") == [("2025-06-20", 1), ("2025-06-18", 2)]
     assert days("--since", "2025-06-18T12:00") == [("2025-06-20", 1), ("2025-06-18", 1)]
     assert days("--since", "2026-01-01") == []
+
+
+def test_the_figures_of_a_month_are_the_sum_of_its_rows_to_the_millionth(bot, database):
+    """Ten thousand costs that no binary fraction is equal to, in three months of Shanghai's calendar."""
+    first = datetime(2025, 5, 31, 16, tzinfo=UTC)  # midnight, 1 June
+    rows = [
+        call(
+            n,
+            user=f"web:u{n % 7}",
+            model=f"m{n % 3}",
+            at=first + timedelta(minutes=13 * n),
+            tokens=n,
+            cost=(n * 7919 % 1_000_003) / 1_000_000,
+        )
+        for n in range(10_000)
+    ]
+    for at in range(0, len(rows), 500):
+        book(database, *rows[at : at + 500])
+    july = datetime(2025, 6, 30, 16, tzinfo=UTC)
+    june = [row for row in rows if row["at"] < july]
+    micro_usd = sum(row["cost_micro_usd"] for row in june)
+    span = ("--since", "2025-06-01", "--until", "2025-07-01")
+    for by in ("user", "chat", "platform", "model", "day"):
+        found = json.loads(bot("usage", "--by", by, "--json", *span)[1])
+        lines = list(csv.DictReader(io.StringIO(bot("usage", "--by", by, "--csv", *span)[1], newline="")))
+        for table in (found["rows"], lines):
+            assert sum(round(float(row["cost_usd"]) * 1_000_000) for row in table) == micro_usd
+            assert sum(int(row["total_tokens"]) for row in table) == sum(
+                row["input_tokens"] + 1 for row in june
+            )
+            assert sum(int(row["calls"]) for row in table) == len(june)
+        assert round(found["total"]["cost_usd"] * 1_000_000) == micro_usd
+
+
+def test_csv_holds_no_formula_and_tells_an_unknown_cost_from_none(bot, database):
+    book(database, call(1, user="=cmd:x", cost=0.000001), call(2, user="web:ann", tokens=5), call(3, user=None, cost=0.0, tokens=9))  # fmt: skip
+    assert bot("usage", "--by", "user", "--csv")[1].splitlines() == [
+        "user,calls,input_tokens,cached_tokens,output_tokens,reasoning_tokens,total_tokens,cost_usd",
+        "'=cmd:x,1,10,0,1,0,11,0.000001",
+        ",1,9,0,1,0,10,0.000000",
+        "web:ann,1,5,0,1,0,6,",
+    ]
+    assert bot("usage", "--csv")[1].splitlines()[1] == "3,24,0,3,0,27,0.000001"
+    assert bot("usage", "--csv", "--json")[0] == 2
