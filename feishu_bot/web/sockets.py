@@ -87,6 +87,11 @@ class Backlog:
             self._task = asyncio.get_running_loop().create_task(self._drain())
             self._task.add_done_callback(self._ended)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room."""
+        return not self._room.is_set()
+
     async def room(self) -> None:
         """Wait until there is room."""
         await self._room.wait()
@@ -241,6 +246,8 @@ class Sockets:
             self._metrics.refused[account, str(error.status)] += 1
             return error_response(error.status, REFUSALS[error.status])
         closed = self._gate.closed()
+        if closed is None and self._backlog_of(account).is_full:
+            closed = "too many events are not recorded yet"
         if closed is not None:
             log.warning("socket put off", extra={"account": account, "reason": closed})
             return unavailable()

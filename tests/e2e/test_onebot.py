@@ -9,7 +9,8 @@ from contextlib import suppress
 import pytest
 
 from feishu_bot.testing.onebot import Failure, FakeOneBot
-from tests.e2e.bots import configuration, until
+from tests.e2e.bots import Record, configuration, until
+from tests.e2e.proxy import Proxy
 
 TOKEN = "token-of-the-tests"
 SECRET = "secret-of-the-tests"
@@ -182,3 +183,31 @@ async def test_a_thousand_silent_connections_keep_nobody_from_being_answered(
         writer.close()
     assert bot.lines("connections ended")
     assert bot.complaints() == []
+
+
+@pytest.mark.parametrize("database", ["postgresql_url", "mariadb_url"])
+async def test_what_is_said_while_the_database_is_away_is_answered_in_order_and_once(
+    database, bots, qq, request
+):
+    url = request.getfixturevalue(database)
+    async with Proxy(url) as proxy:
+        bot = await bots.start(with_onebot(proxy.url))
+        link = await connected(qq, bot)
+        await qq.say("before")
+        await shown(qq, 1)
+        proxy.up = False
+        proxy.cut()
+        said = [await qq.say(f"text {n}") for n in range(20)]
+        await until(lambda: bot.lines("store unavailable"), "the loss to be noticed")
+        for event in reversed(said):  # a client that tells everything again, and in another order
+            await link.push(event)
+        link = await connected(qq, bot)
+        await link.push(said[0])
+        proxy.up = True
+        assert await shown(qq, 21) == ["before", *(f"text {n}" for n in range(20))]
+        record = Record(url)
+        await record.settled()
+        assert len(record.inbox()) == len(qq.texts()) == 21
+        record.close()
+        assert bot.complaints() == []
+        assert await bot.stop() == 0

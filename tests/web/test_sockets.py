@@ -265,6 +265,7 @@ async def test_when_too_much_waits_the_socket_is_closed_and_what_was_read_is_rec
             await link.push(message_event(f"text {n}", message_id=n))
         await until(link.closed.is_set)
         assert link.close_code == 1013
+        assert await refused(fake.connect(server.ws)) == 503
         server.record.away = False
         await until(lambda: server.record.texts == [f"text {n}" for n in range(5)])
         await fake.connect(server.ws)
