@@ -14,7 +14,7 @@ import orjson
 from feishu_bot.errors import NotConnected, RetryLater, StoreUnavailable, Undeliverable
 from feishu_bot.model import Outgoing, make_key
 from feishu_bot.pace import Pace
-from feishu_bot.parts import CALL, read_part
+from feishu_bot.parts import CALL, read_part, read_stream
 from feishu_bot.store.refusals import refuses
 from feishu_bot.store.waiting import NOT_CONNECTED, hasten, left_by_others, waiting_parts
 from feishu_bot.store.work import Lease, PartToSend, SendResult, SendStep
@@ -263,6 +263,7 @@ class Delivery:
             attempts=part.attempts,
             possibly_repeated=repeated,
             unknown_since_ms=part.unknown_at,
+            stream=read_stream(part.payload),
         )
 
     def _later(self, part: PartToSend, error: RetryLater, chat: str) -> SendResult:

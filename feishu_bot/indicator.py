@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +14,7 @@ from feishu_bot.store import signs
 from feishu_bot.store.signs import Sign
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 
     from feishu_bot.model import InboundMessage
     from feishu_bot.platforms.base import Platform
@@ -27,11 +27,13 @@ _GRACE_S: Final = 2.0  # at the end, for signs that are still to be taken back
 
 
 class _Text:
-    """An answer that is shown while it is written."""
+    """An answer that is shown while it is written. ``noted`` brings on record what it is finished by."""
 
-    def __init__(self, after_s: float, every_s: float) -> None:
+    def __init__(self, after_s: float, every_s: float, noted: Callable[[str], Awaitable[bool]]) -> None:
         self._after_s, self._every_s = after_s, every_s
+        self._noted = noted
         self._text = ""
+        self.stream: str | None = None
         self.is_over = False
 
     def add(self, piece: str) -> None:
@@ -45,8 +47,26 @@ class _Text:
             if self._text != shown and self._text.strip():
                 shown = self._text
                 with suppress(DeliveryError):
-                    await platform.show_text(target, shown)
+                    stream = await platform.show_text(target, shown)
+                    if stream is not None and self.stream is None:
+                        if not await self._noted(stream):
+                            return  # nothing was seen yet
+                        self.stream, shown = stream, ""
+                        continue
             await asyncio.sleep(self._every_s)
+
+
+class Seen:
+    """What is shown of one answer. ``tell`` takes it piece by piece, None: nobody wants it before it is whole."""
+
+    def __init__(self, tell: Callable[[str], None] | None, text: _Text | None = None) -> None:
+        self.tell = tell
+        self._text = text
+
+    @property
+    def stream(self) -> str | None:
+        """What the answer's first part is to finish, if anything."""
+        return None if self._text is None else self._text.stream
 
 
 class Indicator:
@@ -69,27 +89,30 @@ class Indicator:
         on_text: Callable[[str], None] | None = None,
         *,
         live: bool = False,
-    ) -> Iterator[Callable[[str], None] | None]:
+        inbox_id: int = 0,
+    ) -> Iterator[Seen]:
         """Show it while this block lasts. A failure to show it, or to take it back, changes nothing.
 
-        Gives what is to be told of the answer piece by piece: ``on_text``, and if the answer may be seen while it
-        is written (``live``), what shows it, where the platform can.
+        ``on_text`` is told of the answer piece by piece; if it may be seen while it is written (``live``), it is
+        shown, where the platform can.
         """
         if platform is None:
-            yield on_text
+            yield Seen(on_text)
             return
         target = Target.of(message)
         every_s = platform.shows_text(target) if live else None
         if every_s is not None:
-            text = _Text(self.after_s, every_s)
+            sign = partial(Sign, platform.account, target.reply_to or "", inbox_id=inbox_id)
+            text = _Text(self.after_s, every_s, lambda stream: self._note(sign(stream)))
             self._start(text.show(platform, target))
             try:
-                yield _both(on_text, text.add)
+                with self._sign(platform, target) if platform.shows_both else nullcontext():
+                    yield Seen(_both(on_text, text.add), text)
             finally:
                 text.is_over = True
             return
         with self._sign(platform, target):
-            yield on_text
+            yield Seen(on_text)
 
     @contextmanager
     def _sign(self, platform: Platform, target: Target) -> Iterator[None]:
@@ -148,14 +171,25 @@ class Indicator:
     async def _show(self, platform: Platform, target: Target) -> str | None:
         shown = await platform.show_typing(target)
         if shown is not None and target.reply_to and self._store is not None:
-            sign, owner = Sign(platform.account, target.reply_to, shown), str(self._store.owner)
-            with suppress(StoreUnavailable):  # it is taken back at the end, if this process sees that
-                await self._store.run(partial(signs.note, sign=sign, owner=owner))
+            await self._note(Sign(platform.account, target.reply_to, shown))
         return shown
+
+    async def _note(self, sign: Sign) -> bool:
+        """Keep a sign on record; a reaction that is not is taken back at the end, if this process sees that."""
+        if self._store is None:
+            return True
+        try:
+            await self._store.run(partial(signs.note, sign=sign, owner=str(self._store.owner)))
+        except StoreUnavailable:
+            return False
+        return True
 
     async def _take_back(self, platform: Platform, target: Target, sign: Sign) -> None:
         try:
-            await platform.hide_typing(target, sign.shown)
+            if sign.inbox_id is None:
+                await platform.hide_typing(target, sign.shown)
+            else:
+                await platform.drop_text(target, sign.shown)
         except RetryLater:
             if self._store is not None:
                 with suppress(StoreUnavailable):

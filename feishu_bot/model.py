@@ -239,7 +239,8 @@ class Outgoing:
     ``source``, ``kind`` and ``part`` are unique together and the same in every retry: idempotency keys are
     made from ``idempotency_key``. ``possibly_repeated``: an earlier attempt's outcome is unknown and the
     platform may no longer fold a repeat, so the text should carry a mark. ``unknown_since_ms``: when the first
-    of the attempts was made since which the outcome is unknown; None: every earlier attempt certainly failed.
+    of the attempts was made since which the outcome is unknown; None: every earlier attempt certainly failed. ``stream``: what
+    ``Platform.show_text`` has shown of it already, for this part to finish.
     """
 
     account: str
@@ -251,6 +252,7 @@ class Outgoing:
     attempts: int = 1
     possibly_repeated: bool = False
     unknown_since_ms: int | None = None
+    stream: str | None = None
 
     @property
     def idempotency_key(self) -> str:

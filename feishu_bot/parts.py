@@ -9,6 +9,7 @@ import orjson
 from feishu_bot.model import ChatType, Target
 
 CALL: Final = "call"  # the kind of a part that is a call of the platform's API: its text says which
+_STREAM: Final = "stream"
 
 
 def part_payload(target: Target, text: str) -> str:
@@ -21,10 +22,24 @@ def part_payload(target: Target, text: str) -> str:
     return orjson.dumps(out).decode()
 
 
+def with_stream(payload: str, stream: str) -> str:
+    """Return a part that finishes what is shown of it already."""
+    return orjson.dumps({**orjson.loads(payload), _STREAM: stream}).decode()
+
+
+def read_stream(payload: str) -> str | None:
+    """Return what a part finishes, if anything."""
+    if f'"{_STREAM}"' not in payload:
+        return None
+    stream = orjson.loads(payload).get(_STREAM)
+    return stream if isinstance(stream, str) else None
+
+
 def read_part(payload: str) -> tuple[Target, str]:
     """Read what ``part_payload`` wrote."""
     data = orjson.loads(payload)
     text = data.pop("text", "")
+    data.pop(_STREAM, None)
     data["chat_type"] = ChatType(data.get("chat_type", "private"))
     return Target(**data), text
 

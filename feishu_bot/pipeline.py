@@ -22,7 +22,7 @@ from feishu_bot.groups import metadata
 from feishu_bot.hooks import Answering, BudgetView, Context, ConversationView, Reply
 from feishu_bot.indicator import Indicator
 from feishu_bot.model import CallUsage, ChatType, End, InboundMessage, Target, make_key
-from feishu_bot.parts import part_payload, storable
+from feishu_bot.parts import part_payload, storable, with_stream
 from feishu_bot.planner import Planner
 from feishu_bot.plugin_bot import ChatBot
 from feishu_bot.split import fit_text
@@ -215,7 +215,7 @@ class Pipeline:
         platform, message = self._platforms.get(work.message.account), decision.message
         detail = self._settings.ai.image_detail
         live = not self._plugins.change_answers
-        with self.indicator.watch(platform, message, on_text, live=live) as tell:
+        with self.indicator.watch(platform, message, on_text, live=live, inbox_id=work.inbox_id) as seen:
             async with self._attachments.loaded(
                 platform, message, decision.attachments, detail=detail
             ) as shown:
@@ -232,14 +232,20 @@ class Pipeline:
                 asking = self._agent.answer(
                     call,
                     reserve=self._reserver(work),
-                    on_text=tell,
+                    on_text=seen.tell,
                     run_tools=partial(self._toolbox.run, context, call.tools),
                 )
                 answer = await (asking if on_text is None else on_text.until_stopped(asking))
         if answer is None:
             said_so_far = on_text.said if on_text is not None else ""
             return await self._stopped(work, decision, context, call.model, said_so_far)
-        return await self._concluded(work, decision, context, answer)
+        outcome = await self._concluded(work, decision, context, answer)
+        if seen.stream is None or not outcome.parts:
+            return outcome
+        first, *rest = outcome.parts
+        return replace(
+            outcome, parts=(replace(first, payload=with_stream(first.payload, seen.stream)), *rest)
+        )
 
     async def _concluded(
         self, work: Work, decision: Decision, context: Context, answer: AgentAnswer

@@ -101,6 +101,7 @@ class Platform(ABC):
     idempotent_for_s: ClassVar[float | None] = None  # how long equal keys are folded; None: for ever
     has_reply_window: ClassVar[bool] = False  # messages have a reply_before_ms; a note warns before it
     shows_typing: ClassVar[bool] = False  # it can be shown that an answer is being made
+    shows_both: ClassVar[bool] = False  # that, and the answer while it is written
     takes_calls: ClassVar[bool] = False  # plugins may make calls of the platform's own API
     fetches: ClassVar[frozenset[str]] = frozenset()  # kinds of attachments that ``fetch`` can get
 
@@ -199,13 +200,20 @@ class Platform(ABC):
         """Return how many seconds must lie between two calls of ``show_text``; None where there is none."""
         return None
 
-    async def show_text(self, target: Target, text: str) -> None:
+    async def show_text(self, target: Target, text: str) -> str | None:  # noqa: ARG002  # as above
         """Show how far the answer to ``target.reply_to`` is, in place of what was shown before.
+
+        Returns what any process can finish it by (``Outgoing.stream``), or take it back by (``drop_text``); nothing
+        is to be seen before that was returned once, so that it is on record. None: only this process can.
 
         What ``send`` brings later takes its place; if it does not, the process that has shown it has died, or the
         platform does not want it, and ``send`` brings the whole answer all the same. Raises RetryLater or
         Undeliverable, which nobody minds.
         """
+        return None
+
+    async def drop_text(self, target: Target, stream: str) -> None:
+        """Take back what ``show_text`` has shown and nobody finishes. Raises RetryLater or Undeliverable."""
 
     async def check(self) -> str:
         """Ask the platform whether our credentials are good, without ``start``; return in words who we are.

@@ -30,6 +30,7 @@ from feishu_bot.platforms.base import (
     split_action,
     text_of,
 )
+from feishu_bot.platforms.feishu_card import EVERY_S, MAX_BYTES, Cards
 from feishu_bot.platforms.feishu_client import (
     NO_THREADS,
     POST_REFUSED,
@@ -110,6 +111,10 @@ class FeishuSettings(PlatformSettings):
         " holds repeats off",
     )
 
+    streaming: bool = Field(
+        True, description="show answers while they are written, as cards (scope cardkit:card:write)"
+    )
+
     # "Send message": 50 a second by an app, 5 of them to one person or group.
     messages_per_s: Rate = Field(50, description="sent by all processes together; null: no limit of ours")
     messages_per_chat_per_s: Rate = Field(5, description="the same, to one chat")
@@ -141,7 +146,7 @@ class Feishu(Platform):
     # A text may be 150 KB of JSON inside JSON, where one byte can become seven.
     max_part_bytes = 20_000
     idempotent_for_s = 3600.0
-    shows_typing = True
+    shows_typing = shows_both = True
     takes_calls = True
     fetches = frozenset({"image", "file"})
 
@@ -173,6 +178,7 @@ class Feishu(Platform):
             clock=clock,
             hidden=(*settings.encrypt_key.values(), *settings.verification_token.values()),
         )
+        self._cards = Cards(self._client, self._reply_once, granted=settings.streaming)
         self._may_react = True  # until the platform says that a permission is missing
         self._problem: str | None = None
         self._task: asyncio.Task[None] | None = None
@@ -479,6 +485,10 @@ class Feishu(Platform):
         text = escape_mentions(outgoing.text.encode("utf-8", "replace").decode())
         if outgoing.possibly_repeated:
             text = _MARKS.get(self.context.language, _MARKS["en"]) + text
+        if outgoing.stream is not None and len(text.encode()) <= MAX_BYTES:
+            finished = await self._cards.finish(target, outgoing.stream, text)
+            if finished is not None:
+                return finished
         msg_type, content = outgoing_content(text)
         reply_to, threaded = target.reply_to, bool(target.thread_id)
         key = outgoing.idempotency_key
@@ -520,6 +530,21 @@ class Feishu(Platform):
         answer = await self._client.call("DELETE", path)
         if answer.code:
             raise answer.error()
+
+    def shows_text(self, target: Target) -> float | None:
+        """Return the pause between two updates of a card; None where the app may have none."""
+        return EVERY_S if target.reply_to and self._cards.granted else None
+
+    async def show_text(self, target: Target, text: str) -> str | None:
+        """Show how far an answer is, as a card. Raises RetryLater or Undeliverable."""
+        return await self._cards.show(target, escape_mentions(text.encode("utf-8", "replace").decode()))
+
+    async def drop_text(self, target: Target, stream: str) -> None:
+        """Recall a card that nobody finishes. Raises RetryLater or Undeliverable."""
+        await self._cards.drop(target, stream)
+
+    async def _reply_once(self, target: Target, body: dict[str, Any]) -> Answer:
+        return await self._reply(target.reply_to or "", body, threaded=bool(target.thread_id))
 
     async def call(self, action: str, params: Mapping[str, Any], *, self_id: str = "") -> Any:  # noqa: ARG002  # one bot
         """Make a call of the open platform, ``METHOD /path``, with ``params`` as its JSON body; return its data."""

@@ -20,7 +20,7 @@ import sys
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -29,6 +29,8 @@ from aiohttp import web
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CBC
+
+from feishu_bot.testing.feishu_cards import CARDS_PATH, FakeCard, FakeCards
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -263,9 +265,11 @@ class FakeFeishu:
         self.reactions: deque[tuple[str, str]] = deque(maxlen=keep)
         self.shown: dict[str, tuple[str, str]] = {}  # by the reaction's id
         self.resources: dict[tuple[str, str], bytes] = {}
+        self.cards = FakeCards(self._card_changed)
+        self.recalled: deque[str] = deque(maxlen=keep)
         self._keep = keep
         self._clock = clock
-        kinds = ("token", "info", "messages", "reactions", "resources")
+        kinds = ("token", "info", "messages", "reactions", "resources", "cards")
         self._failures: dict[str, deque[Failure]] = {kind: deque() for kind in kinds}
         self._tokens: dict[str, float] = {}
         self._token = ""
@@ -303,7 +307,7 @@ class FakeFeishu:
         failure: Failure,
         *,
         times: int = 1,
-        on: Literal["messages", "token", "info", "reactions", "resources"] = "messages",
+        on: Literal["messages", "token", "info", "reactions", "resources", "cards"] = "messages",
     ) -> None:
         """Let the next ``times`` calls of one kind end in ``failure``, after those already scripted."""
         self._failures[on].extend([failure] * times)
@@ -342,6 +346,8 @@ class FakeFeishu:
             kind = "reactions"
         elif _RESOURCES.fullmatch(path):
             kind = "resources"
+        elif path.startswith(CARDS_PATH):
+            kind = "cards"
         failures = self._failures[kind]
         if not failures:
             return _response(*self._answer(request, path, body))
@@ -383,10 +389,28 @@ class FakeFeishu:
         if resource is not None and request.query.get("type") in {"image", "file"}:
             found = self.resources.get((resource[1], resource[2]))
             return (400, _refusal(234003, "File not in msg.")) if found is None else (200, found)
+        carded = self.cards.answer(request.method, path, _object(body))
+        if carded is not None:
+            return carded[0], orjson.dumps(carded[1])
         reaction = _REACTIONS.fullmatch(path)
         if reaction is not None:
             return self._react(request.method, reaction[1], reaction[2], body)
+        if request.method == "DELETE" and path.startswith(_MESSAGES_PATH + "/"):
+            return self._recall(path.removeprefix(_MESSAGES_PATH + "/"))
         return 404, b"404 page not found"
+
+    def _card_changed(self, card: FakeCard) -> None:
+        for place, message in enumerate(self.visible):
+            if message.message_id == card.message_id:
+                self.visible[place] = replace(message, text=card.texts[-1])
+
+    def _recall(self, message_id: str) -> tuple[int, bytes]:
+        for message in self.visible:
+            if message.message_id == message_id:
+                self.visible.remove(message)
+                self.recalled.append(message_id)
+                return 200, orjson.dumps({"code": 0, "msg": "success", "data": {}})
+        return 400, _refusal(230011, "The message is recalled.")
 
     def _react(self, method: str, message_id: str, reaction_id: str | None, body: bytes) -> tuple[int, bytes]:
         if method == "POST" and reaction_id is None:
@@ -431,6 +455,11 @@ class FakeFeishu:
             self.folded += 1
             return 200, earlier[1]
         message_id = f"om_fake_{next(self._numbers)}"
+        card = self._card_of(msg_type, content)
+        if card is not None:
+            if card.message_id:
+                return 400, _refusal(230099, "The card has been sent.")
+            card.message_id, text = message_id, card.texts[-1]
         thread = sent.get("reply_in_thread") is True
         self.visible.append(
             VisibleMessage(message_id, chat, reply_to, thread, msg_type, text, content, uuid, now)
@@ -443,6 +472,12 @@ class FakeFeishu:
             if self._keep is not None and len(self._by_uuid) > self._keep:
                 del self._by_uuid[next(iter(self._by_uuid))]
         return 200, answer
+
+    def _card_of(self, msg_type: str, content: str) -> FakeCard | None:
+        value = _object(content.encode())
+        if msg_type != "interactive" or value.get("type") != "card":
+            return None
+        return self.cards.all.get(_object(orjson.dumps(value.get("data"))).get("card_id", ""))
 
     async def _own(self, request: web.BaseRequest) -> web.Response:
         if request.method == "GET" and request.path == "/_visible":
