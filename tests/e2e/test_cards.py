@@ -106,7 +106,7 @@ async def test_a_card_that_cannot_be_finished_as_usual_still_is_one_whole_messag
     before = len(feishu.cards.all["card_1"].texts)
     feishu.fail(Failure(status=400, code=code), on="cards", times=1 if code == 99991400 else 40)
     if code == 300309:
-        await until(lambda: sqlite_record.outbox(), "the end of the answer")
+        await until(sqlite_record.outbox, "the end of the answer")
         feishu.cards.all["card_1"].streaming = False
         feishu._failures["cards"].clear()
     await until(lambda: feishu.texts() == [LONG], "the whole answer alone")
