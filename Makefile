@@ -19,7 +19,7 @@ export CONFIG
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .SUFFIXES:
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench bench-scale chaos lock clean environment environment-dev
+.PHONY: help run test browser check format bench bench-scale chaos lock clean environment environment-dev
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -29,6 +29,9 @@ run: environment ## start the server with config.yaml (CONFIG=..., ARGS=...)
 
 test: environment-dev ## all tests (TESTS=..., ARGS=..., REQUIRE_SERVICES=1)
 	@exec $(BIN) -m pytest -n $(PROCESSES) --dist worksteal $(TESTS) $(ARGS)
+
+browser: ## install Chromium for the browser tests (Debian, Ubuntu; needs root)
+	@command -v chromium >/dev/null || { apt-get update -q && apt-get install -y -q --no-install-recommends chromium fonts-noto-cjk; }
 
 check: environment-dev ## format, lint, types
 	@failed=0; \

@@ -41,7 +41,7 @@ from feishu_bot.store.trouble import count_conversations
 from feishu_bot.store.work import Change
 from feishu_bot.waiters import Waiters
 from feishu_bot.web.chat import Chat
-from feishu_bot.web.doors import Doors
+from feishu_bot.web.doors import ChatView, Doors
 from feishu_bot.web.health import Health
 from feishu_bot.web.send import Send
 from feishu_bot.web.server import Server
@@ -234,6 +234,7 @@ class App:
             self.settings.server,
             account=account,
             language=lambda: self.settings.chat.language,
+            chat=self._chat_view,
         )
         webhooks = Webhooks(
             self.platforms, self.intake, self.gate, self.metrics, clock=clock, reached=self._reached
@@ -249,6 +250,14 @@ class App:
             send=send,
             health=health,
             listening=self._process.listening,
+        )
+
+    def _chat_view(self) -> ChatView:
+        agent, settings = self.agent, self.settings
+        return ChatView(
+            settings.chat.command_prefix,
+            images=settings.ai.enabled and agent.takes_images(),
+            files=settings.ai.enabled and agent.takes_files(),
         )
 
     def configure(self, settings: BotSettings) -> None:

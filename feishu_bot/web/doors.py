@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
 _ID: Final = "{id:[0-9]{1,15}}"
 
 
+@dataclass(frozen=True, slots=True)
+class ChatView:
+    """What the chat page has to know of the bot: what commands begin with, and what the model can be shown."""
+
+    prefix: str
+    images: bool
+    files: bool
+
+
 class Doors:
     """Accounts, pages and files, made once and shared by everything that people open in a browser."""
 
@@ -31,10 +41,13 @@ class Doors:
         *,
         account: str | None,
         language: Callable[[], Language],
+        chat: Callable[[], ChatView],
     ) -> None:
         self.accounts = Accounts(store, settings)
         self.pages = Pages(settings.base_path, language)
         self.static = Static()
+        self._chat_view = chat
+        self._most = settings.max_body_bytes
         self._conversations = Conversations(store, account)
         self._login = Login(store, self.accounts, self.pages, base=settings.base_path)
 
@@ -65,4 +78,13 @@ class Doors:
         ]
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        return self.pages.render(request, "chat.html", visitor=request[VISITOR])
+        view = self._chat_view()
+        return self.pages.render(
+            request,
+            "chat.html",
+            visitor=request[VISITOR],
+            prefix=view.prefix,
+            takes=view,
+            most=self._most,
+            opens="c" in request.query,
+        )

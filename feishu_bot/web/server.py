@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from feishu_bot.web.sockets import Sockets
     from feishu_bot.web.webhooks import Webhooks
 
+IDLE_S: Final = 75.0  # a connection on which no request comes to its end; longer than proxies keep theirs
 _LAST_REQUESTS_S: Final = 3.0  # what open requests may take when everything else has stopped
 _SECURITY: Final = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -54,6 +55,7 @@ class Server:
         doors: Doors,
         listening: Callable[[], Sequence[socket.socket]] | None = None,
         connections: Connections | None = None,
+        idle_s: float = IDLE_S,
     ) -> None:
         self._settings = settings
         self._listening = listening
@@ -92,6 +94,7 @@ class Server:
             access_log=None,
             logger=HttpLog(logging.getLogger("aiohttp.server")),
             shutdown_timeout=_LAST_REQUESTS_S,
+            keepalive_timeout=idle_s,
         )
         self._port = 0
 

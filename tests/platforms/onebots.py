@@ -21,7 +21,7 @@ from feishu_bot.platforms.onebot import OneBot, OneBotSettings
 from feishu_bot.store.work import Recorded
 from feishu_bot.web.doors import Doors as Web
 from feishu_bot.web.health import Health
-from feishu_bot.web.server import Server
+from feishu_bot.web.server import IDLE_S, Server
 from feishu_bot.web.sockets import Sockets
 from feishu_bot.web.webhooks import Webhooks
 
@@ -139,18 +139,21 @@ class Doors:
 
 
 @asynccontextmanager
-async def doors(platform: OneBot, *, now: float = NOW, **limits: Any) -> AsyncIterator[Doors]:
+async def doors(
+    platform: OneBot, *, now: float = NOW, idle_s: float = IDLE_S, **limits: Any
+) -> AsyncIterator[Doors]:
     record, gate, metrics = Record(), Gate(), Metrics(IntakeCounts(), dict)
     platforms = {platform.account: platform}
     sockets = Sockets(platforms, record, gate, metrics, **limits)
     server = Server(
         ServerSettings(port=0),
         send=Nothing(),
-        doors=Web(Nothing(), ServerSettings(), account=None, language=lambda: "en"),
+        doors=Web(Nothing(), ServerSettings(), account=None, language=lambda: "en", chat=Nothing),
         webhooks=Webhooks(platforms, record, gate, metrics, clock=lambda: now),
         sockets=sockets,
         chat=Nothing(),
         health=Health(metrics, broken=list, degraded=list),
+        idle_s=idle_s,
     )
     await server.start()
     await platform.start()

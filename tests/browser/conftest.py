@@ -1,0 +1,111 @@
+"""Chromium, driven by Playwright. Skipped with the reason where there is none; CI installs it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.e2e.bots import configuration
+from tests.e2e.browsers import PASSWORD
+
+# The servers, the fake model and the database of a test are those of the end-to-end tests.
+from tests.e2e.conftest import bots, http, model, nursery, sqlite_record  # noqa: F401
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from playwright.async_api import BrowserContext, Page
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+REQUIRED = os.environ.get("REQUIRE_BROWSER") == "1"
+
+
+def find_chromium() -> str | None:
+    return os.environ.get("CHROMIUM") or next(
+        (found for name in NAMES if (found := shutil.which(name))), None
+    )
+
+
+@dataclass
+class Visitor:
+    """Somebody with a browser of his own. ``complaints``: what the page has said to the console."""
+
+    context: BrowserContext
+    url: str
+    complaints: list[str] = field(default_factory=list)
+
+    async def open(self, path: str = "/", *, ready: bool = True) -> Page:
+        page = await self.context.new_page()
+        page.on(
+            "console", lambda m: self.complaints.append(m.text) if m.type in {"error", "warning"} else None
+        )
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on(
+            "request",
+            lambda request: (
+                self.complaints.append(request.url)
+                if not request.url.startswith((self.url, "blob:", "data:"))
+                else None
+            ),
+        )
+        await page.goto(self.url + path)
+        if ready:
+            await page.wait_for_load_state("networkidle")
+        return page
+
+    async def log_in(self, name: str, path: str = "/") -> Page:
+        page = await self.open(f"/login?next={path}")
+        await page.fill("[name=name]", name)
+        await page.fill("[name=password]", PASSWORD)
+        await page.click("button[type=submit]")
+        await page.wait_for_url(self.url + path)
+        await page.wait_for_load_state("networkidle")
+        return page
+
+
+@dataclass
+class Browsers:
+    browser: Any
+
+    @asynccontextmanager
+    async def visitor(self, bot: Any, **options: Any) -> AsyncIterator[Visitor]:
+        options = {"locale": "en-US", "viewport": {"width": 1200, "height": 800}} | options
+        context = await self.browser.new_context(**options)
+        try:
+            yield Visitor(context, bot.url)
+        finally:
+            await context.close()
+
+
+@pytest.fixture
+async def chromium() -> AsyncIterator[Browsers]:
+    playwright = pytest.importorskip("playwright.async_api")
+    path = find_chromium()
+    if path is None:
+        reason = "no Chromium: make browser installs it (Debian), or CHROMIUM names one"
+        if REQUIRED:
+            pytest.fail(reason)
+        pytest.skip(reason)
+    async with playwright.async_playwright() as driver:
+        browser = await driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield Browsers(browser)
+        await browser.close()
+
+
+@pytest.fixture
+async def bot(bots, model, sqlite_url):  # noqa: F811
+    return await bots.start(configuration(sqlite_url, model=model))
+
+
+@pytest.fixture
+async def visitor(chromium, bot):
+    """Whoever sits at this machine, while there is no account; his page has nothing to complain about."""
+    async with chromium.visitor(bot) as made:
+        yield made
+        assert made.complaints == []
+        assert bot.complaints() == []
