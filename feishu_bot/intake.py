@@ -116,7 +116,14 @@ class Intake:
                 message.account, key, lane, payload, reply_before=message.reply_before_ms, reply=reply
             )
         bare = replace(
-            message, text="", sender_name="", mentions=(), attachments=(), unreadable=None, extra={}
+            message,
+            text="",
+            sender_name="",
+            mentions=(),
+            attachments=(),
+            unreadable=None,
+            quoted="",
+            extra={},
         )
         reply = None
         if reason == NOT_ADDRESSED:

@@ -117,8 +117,9 @@ class InboundMessage:
 
     An event with a ``change`` says what became of an earlier message: ``message_id`` names it, ``target_key`` is
     the event key it came under, and ``text`` its new text if it was edited. One that says whether the bot is still
-    ``welcome`` in its chat: False: to answer, and for nothing else. ``quoted`` and ``quotes_bot`` are
-    the record's: the words of the message that ``reply_to`` names, and that the bot has said it.
+    ``welcome`` in its chat: False: to answer, and for nothing else. ``quoted`` and ``quotes_bot``:
+    the words of the message that ``reply_to`` names, and that the bot has said it, as the record knows it; of the
+    words else what the platform tells.
     A platform keeps the words of a group message that is not addressed only where it replies to another one: if
     that is the bot's, the message is meant for it.
     """

@@ -49,7 +49,7 @@ from feishu_bot.platforms.qq_client import (
     REPEATED,
     QQClient,
 )
-from feishu_bot.platforms.qq_content import inert, read_content, with_quote, without_links
+from feishu_bot.platforms.qq_content import inert, read_content, without_links
 from feishu_bot.platforms.qq_stream import EVERY_S, Streams
 
 if TYPE_CHECKING:
@@ -293,6 +293,7 @@ class QQ(Platform):
             mentions=content.mentions,
             message_id=message_id,
             reply_to=content.quoted_id,
+            quoted=content.quoted if content.text else "",
             attachments=content.attachments,
             unreadable=unreadable,
             sent_at_ms=sent_at_ms,
@@ -408,7 +409,7 @@ class QQ(Platform):
     # -------------------------------------------------------------------------------------------- sending
 
     async def send(self, outgoing: Outgoing) -> str | None:
-        """Send one part as a reply and return its message id.
+        """Send one part as a reply and return what it is quoted as.
 
         Where the platform definitely refuses one form (Markdown that is not granted, an address that is not
         registered), the next one is tried under a number of its own, the same in every attempt. Raises RetryLater
@@ -443,7 +444,7 @@ class QQ(Platform):
                     body["message_reference"] = quoted
             answer = await self._client.call("POST", path, orjson.dumps(body))
             if answer.ok:
-                return answer.sent_id
+                return answer.quoted_as
             if answer.code == REPEATED and outgoing.attempts > 1:
                 return None  # an earlier attempt of this very part has arrived
             if markdown and answer.code in MARKDOWN_REFUSED:
@@ -577,9 +578,8 @@ def _identities(data: dict[str, Any], author: dict[str, Any], scene: _Scene) -> 
 
 def _readable(content: Content, scene: _Scene) -> tuple[str, str | None]:
     """Return the text as the model reads it, and what stands in its place if there is none."""
-    text = with_quote(content.text, content.quoted)
-    if text:
-        return text, None
+    if content.text or content.quoted:  # whoever quotes without a word asks about that
+        return content.text or content.quoted, None
     if content.attachments:
         return "", content.attachments[0].kind
     return "", "text" if scene.chat_type is ChatType.PRIVATE else "mention"

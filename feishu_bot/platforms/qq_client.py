@@ -106,6 +106,13 @@ class Answer:
         return found if isinstance(found, str) and found else None
 
     @property
+    def quoted_as(self) -> str | None:
+        """What names the message that was sent when somebody quotes it: an index in groups and private chats."""
+        more = self.body.get("ext_info")
+        index = more.get("ref_idx") if isinstance(more, dict) else None
+        return index if isinstance(index, str) and index else self.sent_id
+
+    @property
     def reason(self) -> str:
         """The code and what it means, without any secret."""
         known = _LATER.get(self.code) or _CLOSED.get(self.code) or _NEVER.get(self.code)

@@ -186,14 +186,6 @@ def _read_quote(data: Mapping[str, Any], *, guild: bool) -> tuple[str, str | Non
     return text, quoted_id or text_of(first.get("msg_idx")) or None
 
 
-def with_quote(text: str, quoted: str) -> str:
-    """Return ``text`` with the message it quotes below it; what may be a command stays alone."""
-    if not quoted or (text and not text[0].isalnum()):
-        return text
-    quote = "\n".join(f"> {line}" for line in quoted.splitlines())
-    return f"{text}\n\n{quote}" if text else quote
-
-
 # ------------------------------------------------------------------------------------------------ going out
 
 _INVISIBLE = r"[\s\x00-\x1f\u00ad\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]*"

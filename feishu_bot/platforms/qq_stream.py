@@ -89,7 +89,7 @@ class Streams:
             except RetryLater:
                 self._open[msg_id] = stream
                 raise
-            return stream.id if answer.ok else None
+            return (answer.quoted_as or stream.id) if answer.ok else None
 
     async def _frame(self, stream: _Stream, text: str, state: int) -> Answer:
         body: dict[str, Any] = {

@@ -15,7 +15,14 @@ from feishu_bot.model import ChatType, Outgoing, Target
 from feishu_bot.store.schema import inbox, outbox
 from feishu_bot.testing.feishu import Failure
 from feishu_bot.testing.model import Behaviour
-from feishu_bot.testing.qq import FakeQQ, button_event, channel_event, group_event, private_event
+from feishu_bot.testing.qq import (
+    FakeQQ,
+    button_event,
+    channel_event,
+    full_group_event,
+    group_event,
+    private_event,
+)
 from tests.platforms.rooms import house, until
 from tests.platforms.test_qq_send import connected
 
@@ -113,7 +120,8 @@ async def test_of_a_last_frame_that_nobody_answered_the_words_are_never_lost(dro
         with pytest.raises(RetryLater) as lost:
             await platform.send(answer)
         assert lost.value.outcome_unknown
-        assert await platform.send(replace(answer, attempts=2)) == fake.visible[-1].message_id
+        sent_id = await platform.send(replace(answer, attempts=2))
+        assert sent_id.removeprefix("REFIDX_") == fake.visible[-1].message_id
         assert fake.texts() == texts
 
 
@@ -189,6 +197,56 @@ async def test_a_message_that_cannot_be_streamed_to_any_more_is_answered_all_the
         await found.post("qq", private_event("tell me", message_id="old"))
         await found.settled()
         assert (fake.texts(), list(fake.frames)) == ([WORDS], [])
+
+
+# -------------------------------------------------------------------------------------------------- quotes
+
+
+def quoting(text, index, words, **more):
+    elements = [{"msg_idx": index, "message_type": 0, "content": words}]
+    scene = {"source": "default", "ext": [f"ref_msg_idx={index}", "msg_idx=REFIDX_own"]}
+    return {"message_type": 103, "message_scene": scene, "msg_elements": elements, **more}, text
+
+
+async def test_the_words_quoted_stand_before_the_question_once_and_are_not_stored(folder):
+    async with house(folder) as found:
+        await found.post("qq", private_event("first"))
+        await found.settled()
+        index = f"REFIDX_{found.rooms['qq'].fake.visible[0].message_id}"
+        assert await found.sent_ids() == [index]
+        more, text = quoting("why?", index, "on first, as QQ shows it")
+        await found.post("qq", private_event(text, **more))
+        await found.settled()
+        assert found.asked()[-1][-1] == "> on first\n\nwhy?"
+        more, text = quoting("and this?", "REFIDX_unknown", "somebody's words")
+        await found.post("qq", private_event(text, **more))
+        await found.settled()
+        assert found.asked()[-1][-1] == "> somebody's words\n\nand this?"
+        more, _ = quoting("", "REFIDX_other", "only this")
+        await found.post("qq", private_event("", **more))
+        await found.settled()
+        assert found.asked()[-1][-1] == "only this"
+        assert [t for t in await found.said() if not t.startswith("on ")] == [
+            "first", "why?", "and this?", "only this",
+        ]  # fmt: skip
+
+
+async def test_a_group_message_that_quotes_the_bot_is_meant_for_it_and_any_other_leaves_no_words(folder):
+    async with house(folder) as found:
+        await found.post("qq", group_event("first"))
+        await found.settled()
+        (index,) = await found.sent_ids()
+        more, text = quoting("and then?", index, "on first")
+        await found.post("qq", full_group_event(text, **more))
+        await found.settled()
+        assert found.asked()[-1][-1] == "> on first\n\nand then?"
+        more, text = quoting("not for you", "REFIDX_x", "secret words")
+        await found.post("qq", full_group_event(text, **more))
+        await found.settled()
+        assert (await found.ends())[-1] == ("ignored", "not addressed")
+        kept = str(await found.rows_of_all())
+        assert "secret words" not in kept
+        assert "not for you" not in kept
 
 
 # ------------------------------------------------------------------------------------------------- typing

@@ -390,7 +390,7 @@ def test_a_bare_mention_is_one_in_a_group_and_nothing_in_private():
 
 def test_a_quoted_message_gives_its_words_and_its_id():
     message = message_of("event_c2c_quote")
-    assert (message.text, message.reply_to) == ("这是什么\n\n> 被引用的文本", "REFIDX_abc")
+    assert (message.text, message.quoted, message.reply_to) == ("这是什么", "被引用的文本", "REFIDX_abc")
 
 
 def test_a_command_that_quotes_something_stays_a_command():

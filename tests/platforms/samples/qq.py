@@ -81,7 +81,7 @@ def samples(now: float) -> Samples:
             "channel": Case(channel_event("hi", at=now), {"chat_type": ChatType.CHANNEL}),
             "quoted": Case(
                 private_event("what is this?", at=now, **quote),
-                {"reply_to": "REFIDX_a", "text": "what is this?\n\n> the words"},
+                {"reply_to": "REFIDX_a", "text": "what is this?", "quoted": "the words"},
             ),
             "rich_text": Case(
                 full_group_event(f"早 {FACE}", mention_bot=True, at=now),
