@@ -14,6 +14,7 @@ from feishu_bot import __version__
 from feishu_bot.access import Access
 from feishu_bot.agent_commands import AgentCommands
 from feishu_bot.ai.circuit import Circuits
+from feishu_bot.ai.mcp_servers import McpServers
 from feishu_bot.backups import Backups
 from feishu_bot.budget_commands import BudgetCommands
 from feishu_bot.chats import Chats
@@ -39,6 +40,7 @@ from feishu_bot.store.engine import is_hopeless
 from feishu_bot.store.store import Store
 from feishu_bot.store.trouble import count_conversations
 from feishu_bot.store.work import Change
+from feishu_bot.toolbox import Toolbox
 from feishu_bot.waiters import Waiters
 from feishu_bot.web.chat import Chat
 from feishu_bot.web.doors import ChatView, Doors
@@ -97,6 +99,7 @@ class App:
         self.plugins = Plugins(settings.plugins, builtin=self._builtin)
         self.circuits = Circuits()
         self.agent = make_agent(settings, self.circuits)
+        self.mcp_servers = McpServers()
         self.pipeline = Pipeline(
             settings,
             agent=self.agent,
@@ -104,6 +107,7 @@ class App:
             plugins=self.plugins,
             access=self.access,
             store=self.store,
+            toolbox=Toolbox((self.plugins, self.mcp_servers)),
             holds=self._holds,
         )
         step = reached if reached is not None else _nothing
@@ -297,6 +301,7 @@ class App:
         """
         await asyncio.to_thread(self.store.open, self.pipeline.planner, version=__version__)
         self._store_open = True
+        await self.mcp_servers.configure(self.settings.ai.mcp_servers)
         await self.plugins.start(self._bot_for)
         self.pipeline.load_commands()
         await self.worker.start(alone=True)
@@ -334,6 +339,7 @@ class App:
         network = self.store.network_problem()
         if network is not None:
             log.warning("database on a network", extra={"reason": network})
+        await self.mcp_servers.configure(self.settings.ai.mcp_servers)
         await self.plugins.start(self._bot_for)
         self.pipeline.load_commands()
         self.schedule.add(Job(f"plugin {name}", job.cron, job.run) for name, job in self.plugins.jobs())
@@ -388,6 +394,7 @@ class App:
             await self.delivery.stop(FLUSH_S)
             await self.pipeline.indicator.stop()
             await self.plugins.stop()
+            await self.mcp_servers.stop()
             for platform in self.platforms.values():
                 await platform.stop()
         await self._server.stop()
@@ -503,6 +510,7 @@ class App:
         return (
             found
             + self.circuits.problems()
+            + self.mcp_servers.problems()
             + self.plugins.problems()
             + self.backups.problems()
             + self.operation.degraded()

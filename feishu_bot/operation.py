@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from feishu_bot import log as logs
 from feishu_bot.ai.agent import Agent
+from feishu_bot.ai.mcp_servers import check_servers
 from feishu_bot.ai.models import make_model
 from feishu_bot.ai.tokens import warm
 from feishu_bot.alerts import Alerts, Local
@@ -186,6 +187,8 @@ class Operation:
             agent = await asyncio.to_thread(make_agent, settings, app.circuits)
             self._close_later(app.agent)
             app.agent = agent
+        if any(path.startswith("ai.mcp_servers") for path in applied):
+            await app.mcp_servers.configure(settings.ai.mcp_servers)
         app.configure(settings)
         self.alerts.configure(settings)
         if self._process.errors is not None:
@@ -213,6 +216,9 @@ class Operation:
 def make_agent(settings: BotSettings, circuits: Circuits) -> Agent:
     """Return the agent of a configuration, for its models and those that budgets degrade to. Raises ConfigError."""
     cheaper = [budget.degrade_to for budget in settings.budgets if budget.degrade_to is not None]
+    mistakes = check_servers(settings.ai.mcp_servers)
+    if mistakes:
+        raise ConfigError(mistakes)
     model = make_model(settings.ai, network=settings.network)
     for name in cheaper:
         model.open(name)

@@ -89,6 +89,7 @@ EDGES: dict[tuple[str, str], str] = {
     ("delivery", "Delivery._run"): "the delivery loop",
     ("delivery", "Delivery._send"): "the delivery loop, around one platform's own code",
     ("plugins", "Plugins._call"): "a plugin call",
+    ("ai.mcp_servers", "_Server._run"): "the connection to a tool server, a program of somebody else's",
     ("schedule", "Schedule._work"): "a scheduled job",
 }
 

@@ -85,12 +85,14 @@ def _say_url(url: str) -> None:
 @json_option
 def check(config_file: str | None, *, as_json: bool) -> None:
     """Validate the configuration and print it, secrets hidden, with where each value comes from."""
+    from feishu_bot.ai.mcp_servers import check_servers  # noqa: PLC0415  # takes longer than --help
     from feishu_bot.ai.models import check_models  # noqa: PLC0415  # takes longer than --help
     from feishu_bot.store.machines import problem_of  # noqa: PLC0415  # as above
 
     loaded = load_config(config_file)
-    mistakes = check_models(loaded.settings.ai)
-    problem = problem_of(loaded.settings.ai.conversation_persistence.db_url)
+    ai = loaded.settings.ai
+    mistakes = check_models(ai) + check_servers(ai.mcp_servers)
+    problem = problem_of(ai.conversation_persistence.db_url)
     if problem is not None:
         mistakes = [*mistakes, f"ai.conversation_persistence.db_url: {problem}"]
     if mistakes:

@@ -160,6 +160,32 @@ class ProviderSettings(Settings):
     network: NetworkSettings | None = Field(None, description="proxy and ca_file for this provider alone")
 
 
+McpName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$"), Expected("1 to 32 letters, digits, - and _")
+]
+
+
+class McpServerSettings(Settings):
+    """A server of tools by the Model Context Protocol: a program that is started here, or a URL."""
+
+    command: Text | None = Field(
+        None, description="a program that speaks MCP on its standard input and output"
+    )
+    args: tuple[str, ...] = Field((), description="its arguments")
+    env: Mapping[Text, Secret] = Field({}, description="variables of its environment, beside PATH and HOME")
+    cwd: FilePath | None = Field(None, description="the folder it runs in")
+    url: HttpUrl | None = Field(None, description="instead of a command: a server by streamable HTTP")
+    headers: Mapping[Text, Secret] = Field({}, description="sent with every request, e.g. Authorization")
+    timeout_s: float = Field(30.0, gt=0, le=3600, description="for one call of a tool")
+    tools: tuple[Text, ...] = Field(("*",), description="which of its tools, by its own names, with * and ?")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.command is None) is (self.url is None):
+            raise ValueError("expected either command or url")
+        return self
+
+
 PersonaName = Annotated[
     str, Field(pattern=r"^\S(.{0,62}\S)?$"), Expected("a name of at most 64 characters in one line")
 ]
@@ -242,6 +268,9 @@ class AISettings(Settings):
     )
     max_tool_rounds: int = Field(
         8, ge=1, le=100, description="how often a model may call tools before it has to answer"
+    )
+    mcp_servers: Mapping[McpName, McpServerSettings] = Field(
+        {}, description="name -> a server of tools, which are called NAME_TOOL"
     )
     agents: Mapping[AgentName, AgentSettings] = Field(
         {}, description='name -> what differs from ai itself, which is the agent "default"'

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import orjson
 import pytest
 
 from feishu_bot.store import schema
 from feishu_bot.testing.model import Behaviour
-from tests.e2e.bots import configuration
+from tests.e2e.bots import configuration, until
 
 PLUGIN = """
 from feishu_bot.hooks import Tool
@@ -19,6 +22,7 @@ async def stock(context, article: str):
 async def tools(bot):
     return [Tool(stock)]
 """
+TOOL_SERVER = str(Path(__file__).parents[1] / "ai" / "tool_server.py")
 TEA = Behaviour(tool_calls=(("stock", '{"article": "tea"}'),))
 
 
@@ -94,3 +98,23 @@ async def test_a_tool_is_offered_only_where_the_configuration_chooses_it(
     await people.say(bot, "how much tea?")
     await people.replies(1)
     assert "tools" not in model.requests[0].body
+
+
+async def test_a_tool_of_an_mcp_server_is_called_and_a_server_that_is_away_stops_nothing(
+    bots, people, http, feishu, model, sqlite_url
+):
+    servers = {
+        "shop": {"command": sys.executable, "args": [TOOL_SERVER], "tools": ["price"]},
+        "gone": {"command": "/nonexistent/program"},
+    }
+    bot = await bots.start(configuration(sqlite_url, feishu=feishu, model=model, ai={"mcp_servers": servers}))
+    await until(lambda: bot.lines("mcp server connected"), "the tools")
+    model.script(Behaviour(tool_calls=(("shop_price", '{"article": "tea"}'),)), Behaviour(text="three"))
+    await people.say(bot, "what does tea cost?")
+    assert await people.replies(1) == ["three"]
+    assert [t["function"]["name"] for t in model.requests[0].body["tools"]] == ["shop_price"]
+    assert model.requests[1].body["messages"][-1]["content"].startswith("1 tea cost 3, says ")
+    async with http.get(f"{bot.url}/readyz") as response:
+        (problem,) = (await response.json())["degraded"]
+    assert problem.startswith("mcp server gone is not connected: FileNotFoundError")
+    assert await bot.stop() == 0
