@@ -87,10 +87,13 @@ class Answers:
         self.go_on = asyncio.Event()
         self.go_on.set()
         self.asked = []
+        self.fails = None
 
     async def answer(self, work, on_text=None):
         self.asked.append(work.lease.lane_key)
         await self.go_on.wait()
+        if self.fails is not None:
+            raise self.fails
         return Outcome(work, End.ANSWERED, messages=("words",))
 
     async def take_over_signs(self):
@@ -195,6 +198,16 @@ async def test_an_answer_that_the_database_refuses_ends_dead_instead_of_being_tr
         else:  # not even that: the attempt has failed, and the lane is paused
             await until(lambda: record.ran)
             assert finished == []
+
+
+async def test_an_answer_whose_further_call_cannot_be_reserved_is_put_off_without_a_fault(caplog):
+    async with working() as (worker, record, answers, finished):
+        answers.fails = StoreUnavailable("away")
+        worker.nudge("a")
+        await until(lambda: record.ran)
+        assert finished == []
+        (said,) = [r for r in caplog.records if r.name == "feishu_bot.worker"]
+        assert (said.msg, said.step, said.exc_info) == ("store unavailable", "answer", None)
 
 
 async def test_what_comes_while_its_lane_is_being_begun_is_not_forgotten():
