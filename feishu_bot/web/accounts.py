@@ -95,6 +95,8 @@ class Accounts:
             request[VISITOR] = visitor
             return await handler(request)
 
+        guarded.__doc__ = handler.__doc__
+        guarded.role = role  # type: ignore[attr-defined]  # for the description of the API
         return guarded
 
     def page(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
+from feishu_bot import __version__
 from feishu_bot.web.accounts import VISITOR, Accounts
 from feishu_bot.web.conversations import Conversations
+from feishu_bot.web.errors import json_response
 from feishu_bot.web.login import Login
+from feishu_bot.web.openapi import document
 from feishu_bot.web.pages import Pages, Static
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from feishu_bot.config import ServerSettings
     from feishu_bot.store.store import Store
@@ -49,6 +52,8 @@ class Doors:
         self._chat_view = chat
         self._most = settings.max_body_bytes
         self._conversations = Conversations(store, account)
+        self._document: dict[str, Any] = {}
+        self._base = settings.base_path
         self._login = Login(store, self.accounts, self.pages, base=settings.base_path)
 
     def routes(self) -> list[web.RouteDef]:
@@ -65,6 +70,8 @@ class Doors:
             web.post(f"/conversations/{_ID}/fork", api(own.fork)),
             web.get("/search", api(own.search)),
             web.get("/", page(self._chat, self.pages.refused)),
+            web.get("/openapi.json", self._openapi),
+            web.get("/docs", self._docs),
             web.get("/login", login.page),
             web.post("/login", login.login),
             web.post("/logout", api(login.logout)),
@@ -76,6 +83,16 @@ class Doors:
             web.delete("/account/tokens/" + _ID, api(login.revoke_token)),
             web.post("/account/password", api(login.password)),
         ]
+
+    def describe(self, routes: Sequence[web.RouteDef]) -> None:
+        """Have ``/openapi.json`` and ``/docs`` describe these routes."""
+        self._document = document(routes, base=self._base, version=__version__)
+
+    async def _openapi(self, _request: web.Request) -> web.StreamResponse:
+        return json_response(self._document)
+
+    async def _docs(self, request: web.Request) -> web.StreamResponse:
+        return self.pages.render(request, "docs.html")
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         view = self._chat_view()

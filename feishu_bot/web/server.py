@@ -84,6 +84,7 @@ class Server:
             web.post("/send", accounts.api(send.handle, Role.ADMIN, local=True)),
             *doors.routes(),
         ]
+        doors.describe(routes)
         for route in routes:
             application.router.add_route(route.method, base + route.path, route.handler)
         if base:  # whoever asks without the proxy whether the process is alive

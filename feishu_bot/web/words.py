@@ -71,6 +71,11 @@ WORDS: Final[dict[str, tuple[str, str]]] = {
     "password_changed": ("密码已修改，其他会话已结束。", "The password is changed; other sessions have ended."),
     "old_wrong": ("当前密码不正确。", "The current password is not right."),
     "password_bad": ("密码须为 8 到 1000 个字符。", "A password has 8 to 1000 characters."),
+    # /docs
+    "api_lead": ("由服务器代码生成的接口说明。", "What can be asked of this server, described from its code."),
+    "parameters": ("参数", "Parameters"),
+    "request": ("请求", "Request"),
+    "answers": ("响应", "Answers"),
     # the chat page
     "conversations": ("对话", "Conversations"),
     "new_chat": ("新对话", "New chat"),

@@ -402,3 +402,10 @@ async def test_the_first_page_is_small(bot):
                 total += len(await response.read())
     assert len(paths) >= 8
     assert total < 100_000
+
+
+async def test_the_page_of_the_api_needs_nothing_from_elsewhere(visitor):
+    page = await visitor.open("/docs")
+    assert await page.locator("details").count() > 20
+    await page.get_by_text("/conversations/{id}/fork", exact=True).click()
+    assert "message_id" in await page.locator("details[open]").inner_text()
