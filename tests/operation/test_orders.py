@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 
@@ -403,11 +402,9 @@ async def test_status_shows_each_process_what_waits_and_the_last_errors(
     await people.say(bot, "hello")
     await people.replies(1)
 
-    found, errors = {}, []
-    while not errors:  # a process reports with its heartbeat
-        await asyncio.sleep(0.2)
-        found = await operator.status()
-        errors = [error for p in found["processes"] for error in p["errors"]]
+    assert (await operator.types("reload"))[0] == 0  # each process answers with its report
+    found = await operator.status()
+    errors = [error for p in found["processes"] for error in p["errors"]]
     assert [(error["event"], error["reason"]) for error in errors] == [("model call failed", "refused")]
     assert {p["worker"] for p in found["processes"]} == {0, 1}
     assert (found["waiting"], found["outbox"], found["dead_messages"]) == (0, 0, 1)
