@@ -87,11 +87,14 @@ def test_what_the_fake_client_tells_is_of_the_kind_that_others_know(name):
     assert theirs.name.startswith(payload["post_type"])
 
 
+MESSAGES = {f"fake {name}": payload for name, (payload, _) in EVENTS.items()} | {
+    f"recorded {number}": event["payload"] for number, event in enumerate(VECTORS["events"])
+}
+
+
 @pytest.mark.parametrize(
     "payload",
-    [p for p, _ in EVENTS.values() if p["post_type"] == "message"]
-    + [e["payload"] for e in VECTORS["events"] if e["payload"].get("post_type") == "message"],
-    ids=str,
+    [pytest.param(p, id=name) for name, p in MESSAGES.items() if p.get("post_type") == "message"],
 )
 def test_a_message_means_to_us_what_it_means_to_others(payload):
     theirs, ours = read(payload), got(payload, onebot(context=EVERYTHING))
