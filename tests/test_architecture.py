@@ -96,6 +96,7 @@ EDGES: dict[tuple[str, str], str] = {
 # Functions that do not swallow what they catch but hand it to somebody who waits for it. They need not log.
 MESSENGERS: dict[tuple[str, str], str] = {
     ("store.writer", "Writer._process"): "the error of a job is raised where the job was handed in",
+    ("ai.vendors", "VendorModel.stream"): "the error of a provider's library is raised as a model's failure",
     ("plugins", "_load_into"): "the error of an import is raised where the plugin was asked for",
 }
 

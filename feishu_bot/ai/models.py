@@ -10,6 +10,7 @@ from feishu_bot.ai.chat_model import Finished, ReportedUsage, TextDelta
 from feishu_bot.ai.openai_compatible import OpenAICompatible
 from feishu_bot.ai.profile import models_of
 from feishu_bot.ai.tokens import count_tokens, prompt_tokens
+from feishu_bot.ai.vendors import VendorModel, check_vendor
 from feishu_bot.config import PROVIDERS, ProviderSettings
 from feishu_bot.errors import ConfigError, ModelError
 
@@ -133,6 +134,7 @@ class ModelRouter:
         ):  # by its library, to its own address or one that is its own
             url = own.base_url or (settings.base_url if is_main else None) or ""
             key = own.api_key.current or (settings.api_key.current if is_main else "")
+            check_vendor(provider, model)
             return _Address(provider, url, _needed(key, model, known), network)
         if own.base_url is not None:
             key = own.api_key.current or (settings.api_key.current if is_main else "")
@@ -149,6 +151,10 @@ class ModelRouter:
         if address.kind == ECHO:
             return EchoModel()
         timeout_s = self._settings.timeout_s
+        if address.kind:
+            return VendorModel(
+                address.kind, address.url, address.key, timeout_s=timeout_s, network=address.network
+            )
         return OpenAICompatible(address.url, address.key, timeout_s=timeout_s, network=address.network)
 
 
