@@ -65,7 +65,7 @@ asyncio.run(measured(turn))
     ),
     Peer(
         "LangChain, SQLChatMessageHistory",
-        ("langchain-community",),
+        ("langchain-community", "sqlalchemy[asyncio]"),
         """
 from langchain_community.chat_message_histories import SQLChatMessageHistory
 history = SQLChatMessageHistory(session_id="bench", connection=f"sqlite:///{path}")

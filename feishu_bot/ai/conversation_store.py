@@ -15,6 +15,7 @@ is written; an unknown conversation is ``ConversationNotFound`` and a database t
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 from zoneinfo import ZoneInfo
@@ -34,7 +35,7 @@ from feishu_bot.store.transactions import Transactions, utc_now
 from feishu_bot.store.values import check_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from datetime import datetime
     from types import TracebackType
 
@@ -146,14 +147,16 @@ class PersistentConversationManager:
     def get_conversation(self, conversation_id: int, *, tenant_id: str | None = None) -> ConversationRecord:
         """Return a conversation. Raises ConversationNotFound, also for one of another tenant than asked for."""
         number = values.check_id(conversation_id, "conversation_id")
-        return self._one(lambda tx: conversations.get(tx, number, tenant_id=tenant_id))
+        return self._one(lambda tx: conversations.get(tx, number, tenant_id=_tenant(tenant_id)))
 
     def get_conversation_by_public_id(
         self, public_id: str, *, tenant_id: str | None = None
     ) -> ConversationRecord | None:
         """Return the conversation with this public id, the one that exports carry; or None."""
         key = values.check_key(public_id, "public_id")
-        row = self._database.read(lambda tx: conversations.get_by_public_id(tx, key, tenant_id=tenant_id))
+        row = self._database.read(
+            lambda tx: conversations.get_by_public_id(tx, key, tenant_id=_tenant(tenant_id))
+        )
         return None if row is None else conversation_record(row)
 
     def get_conversation_by_user(
@@ -161,7 +164,7 @@ class PersistentConversationManager:
     ) -> ConversationRecord | None:
         """Return the conversation of a user key that was used last, of any scope, archived or not; or None."""
         key = values.check_key(user_key, "user_key")
-        row = self._database.read(lambda tx: conversations.get_by_user(tx, key, tenant_id=tenant_id))
+        row = self._database.read(lambda tx: conversations.get_by_user(tx, key, tenant_id=_tenant(tenant_id)))
         return None if row is None else conversation_record(row)
 
     def update_conversation_stats(self, conversation_id: int, tokens_used: int) -> None:
@@ -245,6 +248,8 @@ class PersistentConversationManager:
         ConversationNotFound.
         """
         number = values.check_id(conversation_id, "conversation_id")
+        if not isinstance(messages, Iterable):
+            raise ValueError(f"messages must be a list, not {type(messages).__name__}")  # noqa: TRY004  # promised
         new = [_message_of(message) for message in messages]
         repeatable = all(message.save_key is not None for message in new)
         rows = self._database.write(lambda tx: conversations.append(tx, number, new), repeatable=repeatable)
@@ -261,7 +266,7 @@ class PersistentConversationManager:
         number = values.check_id(conversation_id, "conversation_id")
         turns = values.check_number(max_turns, "max_turns", most=_MAX_ROWS)
         return self._database.read(
-            lambda tx: conversations.load_turns(tx, number, turns, tenant_id=tenant_id)
+            lambda tx: conversations.load_turns(tx, number, turns, tenant_id=_tenant(tenant_id))
         )
 
     def iter_messages(self, conversation_id: int, *, tenant_id: str | None = None) -> Iterator[MessageRecord]:
@@ -269,7 +274,7 @@ class PersistentConversationManager:
 
         Raises ConversationNotFound, at once and not at the first message.
         """
-        self.get_conversation(conversation_id, tenant_id=tenant_id)
+        self.get_conversation(conversation_id, tenant_id=_tenant(tenant_id))
         return self._pages(conversation_id)
 
     def _pages(self, conversation_id: int) -> Iterator[MessageRecord]:
@@ -317,10 +322,10 @@ class PersistentConversationManager:
         find = functools.partial(
             search.search_messages,
             text=values.check_text(text, "text"),
-            user_key=user_key,
-            platform=platform,
-            role=role,
-            tenant_id=tenant_id,
+            user_key=values.check_filter(user_key, "user_key"),
+            platform=values.check_filter(platform, "platform"),
+            role=values.check_filter(role, "role"),
+            tenant_id=values.check_filter(tenant_id, "tenant_id"),
             since=values.check_instant(since, "since"),
             until=values.check_instant(until, "until"),
             limit=values.check_number(limit, "limit", most=_MAX_ROWS),
@@ -334,7 +339,7 @@ class PersistentConversationManager:
         """Return a conversation and its messages as JSON can hold them. Raises ConversationNotFound."""
         number = values.check_id(conversation_id, "conversation_id")
         return self._database.read(
-            lambda tx: transfer.export_conversation(tx.connection, number, tenant_id=tenant_id)
+            lambda tx: transfer.export_conversation(tx.connection, number, tenant_id=_tenant(tenant_id))
         )
 
     def import_conversation(
@@ -379,7 +384,7 @@ class PersistentConversationManager:
         replaced when all is written. Raises OSError.
         """
         return transfer.export_all(
-            self._database, path, format, user=user_key, tenant_id=tenant_id, progress=progress
+            self._database, path, format, user=user_key, tenant_id=_tenant(tenant_id), progress=progress
         )
 
     def import_all(
@@ -394,7 +399,7 @@ class PersistentConversationManager:
         Each conversation is stored as a whole or not at all; the first damaged one ends it with InvalidImport, a
         ValueError that names the line. ``progress`` is told bytes done and in all. Raises OSError.
         """
-        return transfer.import_all(self._database, path, tenant_id=tenant_id, progress=progress)
+        return transfer.import_all(self._database, path, tenant_id=_tenant(tenant_id), progress=progress)
 
     # ----------------------------------------------------------------------------------------- threads
 
@@ -435,7 +440,7 @@ class PersistentConversationManager:
         most = values.check_number(limit, "limit", most=_MAX_ROWS)
         start = values.check_number(offset, "offset", most=_MAX_ROWS)
         rows = self._database.read(
-            lambda tx: threads.list_threads(tx, key, limit=most, offset=start, tenant_id=tenant_id)
+            lambda tx: threads.list_threads(tx, key, limit=most, offset=start, tenant_id=_tenant(tenant_id))
         )
         return [conversation_record(row) for row in rows]
 
@@ -449,7 +454,7 @@ class PersistentConversationManager:
         key = values.check_key(user_key, "user_key")
         number = values.check_id(conversation_id, "conversation_id")
         row = self._database.write(
-            lambda tx: threads.switch(tx, key, number, tenant_id=tenant_id), repeatable=True
+            lambda tx: threads.switch(tx, key, number, tenant_id=_tenant(tenant_id)), repeatable=True
         )
         return conversation_record(row)
 
@@ -473,7 +478,7 @@ class PersistentConversationManager:
 
     def get_active_persona_id(self, user_key: str, *, tenant_id: str | None = None) -> str | None:
         """Return the persona chosen in the conversation that was used last, or None."""
-        record = self.get_conversation_by_user(user_key, tenant_id=tenant_id)
+        record = self.get_conversation_by_user(user_key, tenant_id=_tenant(tenant_id))
         return None if record is None else record.active_persona_id
 
     def set_active_persona_id(
@@ -522,7 +527,7 @@ class PersistentConversationManager:
             raise ValueError(f"by must be one of {', '.join(statistics.STATISTICS_BY)}, not {by!r}")
         start, end = values.check_instant(since, "since"), values.check_instant(until, "until")
         return self._database.read(
-            lambda tx: statistics.totals(tx, since=start, until=end, by=by, tenant_id=tenant_id)
+            lambda tx: statistics.totals(tx, since=start, until=end, by=by, tenant_id=_tenant(tenant_id))
         )
 
     def get_usage(
@@ -542,7 +547,7 @@ class PersistentConversationManager:
             raise ValueError(f"by must be one of {', '.join(ledger.USAGE_BY)}, not {by!r}")
         start, end = values.check_instant(since, "since"), values.check_instant(until, "until")
         return self._database.read(
-            lambda tx: ledger.usage_by(tx, by, _UTC, since=start, until=end, tenant_id=tenant_id)
+            lambda tx: ledger.usage_by(tx, by, _UTC, since=start, until=end, tenant_id=_tenant(tenant_id))
         )
 
     def estimate_tokens(self, text: str, model: str = "gpt-4o") -> int:
@@ -550,7 +555,7 @@ class PersistentConversationManager:
         # Half a second of import and 25 MB, which a program that does not count need not pay.
         from feishu_bot.ai.tokens import count_tokens  # noqa: PLC0415  # see above
 
-        return count_tokens(text, model)
+        return count_tokens(values.check_text(text, "text"), values.check_key(model, "model"))
 
     # ------------------------------------------------------------------------------------------ inside
 
@@ -581,6 +586,10 @@ def _whose(
     }
 
 
+def _tenant(tenant_id: object) -> str | None:
+    return values.check_optional_key(tenant_id, "tenant_id")
+
+
 def _title(name: str | None) -> str | None:
     return values.check_optional_key(name, "name", longest=values.MAX_TITLE_LENGTH) or None
 
@@ -589,6 +598,8 @@ _MESSAGE_KEYS: Final = frozenset({"role", "content", "tokens", "metadata", "key"
 
 
 def _message_of(message: Mapping[str, Any]) -> NewMessage:
+    if not isinstance(message, Mapping):
+        raise ValueError(f"a message must be a mapping, not {type(message).__name__}")  # noqa: TRY004  # promised
     unknown = set(message) - _MESSAGE_KEYS
     if unknown or not {"role", "content"} <= set(message):
         raise ValueError(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 USAGE_BY: Final = ("user", "chat", "platform", "model", "day", "tenant")
 
 _HOUR: Final = timedelta(seconds=HOUR_S)
+_LAST: Final = datetime(9999, 12, 31, tzinfo=UTC)  # no hour is reckoned behind it
 _EPOCH: Final = datetime.fromtimestamp(0, UTC)
 _u, _h, _n = usage.c, usage_hours.c, usage_names.c
 _CALL = (
@@ -36,7 +37,8 @@ class _Range:
     """From one instant to before another, of one tenant or all."""
 
     def __init__(self, since: datetime | None, until: datetime | None, tenant_id: str | None) -> None:
-        self.since, self.until, self.tenant_id = since, until, tenant_id
+        self.since, self.until = (None if end is None else min(end, _LAST) for end in (since, until))
+        self.tenant_id = tenant_id
 
     @property
     def whole(self) -> bool:

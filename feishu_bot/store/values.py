@@ -23,6 +23,10 @@ MAX_TOKENS: Final = 2**40  # of one message: a sum of them never leaves 63 bits
 _MAX_ID: Final = 2**63 - 1
 
 
+_EARLIEST: Final = datetime(1000, 1, 1, tzinfo=UTC)  # what each database's calendar holds
+_LATEST: Final = datetime(9999, 12, 30, tzinfo=UTC)
+
+
 def check_text(value: object, name: str) -> str:
     """Return the text. ValueError if it is none, holds NUL or cannot be written as UTF-8."""
     if not isinstance(value, str):
@@ -70,12 +74,25 @@ def check_id(value: object, name: str) -> int:
 
 
 def check_instant(value: object, name: str) -> datetime | None:
-    """Return None or an aware UTC datetime; a naive one is read as UTC."""
+    """Return None or an aware UTC datetime that every database can compare with; a naive one is read as UTC."""
     if value is None:
         return None
     if not isinstance(value, datetime):
         raise ValueError(f"{name} must be a datetime, not {type(value).__name__}")  # noqa: TRY004  # as above
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    if value.tzinfo is None:
+        value = value.replace(tzinfo=UTC)
+    if value.year <= _EARLIEST.year:
+        return _EARLIEST
+    if value.year >= _LATEST.year:
+        return min(value.replace(tzinfo=UTC), _LATEST)  # to the day: in another zone it may not exist
+    return value.astimezone(UTC)
+
+
+def check_filter(value: object, name: str) -> str | None:
+    """Return None or a text, whichever: what no column can hold is only not found."""
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{name} must be a text, not {type(value).__name__}")  # as above
+    return value
 
 
 def dump_object(value: Mapping[str, Any] | None, name: str) -> str | None:

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -626,6 +626,43 @@ def test_a_persona_belongs_to_the_conversation(manager):
 
 
 # --------------------------------------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize("value", [{}, [], object(), 2**64, b"x", "\ud800", "a\0b"], ids=repr)
+def test_what_a_query_is_limited_to_is_a_text_or_a_value_error(manager, value):
+    conversation = manager.get_or_create(USER, "feishu")
+    queries = [
+        lambda: manager.get_conversation(conversation.id, tenant_id=value),
+        lambda: manager.get_conversation_by_user(USER, tenant_id=value),
+        lambda: manager.list_threads(USER, tenant_id=value),
+        lambda: manager.load_history(conversation.id, tenant_id=value),
+        lambda: manager.export_conversation(conversation.id, tenant_id=value),
+        lambda: manager.get_stats(tenant_id=value),
+        lambda: manager.get_usage(tenant_id=value),
+        lambda: manager.save_messages(conversation.id, [value]),
+    ]
+    for query in queries:
+        with pytest.raises(ValueError, match=r"must be a|holds a|a message has") as caught:
+            query()
+        assert not isinstance(caught.value, StoreUnavailable)
+    for name in ("user_key", "platform", "role", "tenant_id"):
+        if isinstance(value, str):
+            assert manager.search_messages("x", **{name: value}) == []
+        else:
+            with pytest.raises(ValueError, match="must be a text"):
+                manager.search_messages("x", **{name: value})
+
+
+@pytest.mark.parametrize("hours", [-14, 0, 14])
+def test_any_instant_can_be_asked_for(manager, hours):
+    say(manager, manager.get_or_create(USER, "feishu"), ("user", "hello"))
+    zone = timezone(timedelta(hours=hours))
+    first, last = datetime.min.replace(tzinfo=zone), datetime.max.replace(tzinfo=zone)
+    for since, until, found in ((first, last, 1), (last, None, 0), (None, first, 0), (last, first, 0)):
+        assert manager.get_stats(since, until)["total_conversations"] == found
+        assert len(manager.search_messages("hello", since=since, until=until)) == found
+        for by in ("user", "day", "model"):
+            assert manager.get_usage(by, since, until) == []
 
 
 def test_statistics_of_an_empty_database_are_nothing(manager):
