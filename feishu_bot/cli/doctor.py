@@ -152,6 +152,9 @@ def _backups(settings: BotSettings) -> Iterator[Check]:
 async def _remote(settings: BotSettings, url: str | None) -> list[Check]:
     import aiohttp  # noqa: PLC0415  # takes longer than --help
 
+    from feishu_bot.platforms.base import platform_types  # noqa: PLC0415  # as above
+
+    types = platform_types()
     checks = [check async for check in _credentials(settings)]
     server = settings.server
     at = (url or f"http://{_reachable(server.host)}:{server.port}{server.base_path}").rstrip("/")
@@ -160,7 +163,7 @@ async def _remote(settings: BotSettings, url: str | None) -> list[Check]:
         try:
             checks += [check async for check in _server(http, at)]
             for account, own in settings.platforms.items():
-                if own.enabled:
+                if own.enabled and not types[own.type].pull:
                     checks += [check async for check in _doors(http, at, account, own, settings)]
         except (aiohttp.ClientError, TimeoutError) as error:
             words = f"{at} does not answer: {type(error).__name__}"

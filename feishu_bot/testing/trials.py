@@ -73,7 +73,7 @@ def trials_of(own: PlatformSettings, account: str, *, now: float, key: str) -> T
             return _qq(own, tries, f"DOCTOR_CHECK:{key}")
         case OneBotSettings():
             return _onebot(own, tries, account, now, key)
-    if own.type == "web" or own.insecure:
+    if own.insecure:
         return Trials()
     tries.add("unsigned", ({"Content-Type": "application/json"}, b"{}"), 401)
     return Trials(tuple(tries.found))
