@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 from feishu_bot.access import Access, applies
 from feishu_bot.ai.profile import DEFAULT
-from feishu_bot.ai.tokens import count_tokens
+from feishu_bot.ai.tokens import count_tokens, encoding_name
 from feishu_bot.attachments import readable
 from feishu_bot.budgets import Budgets
 from feishu_bot.chats import Chats
@@ -154,6 +154,8 @@ class Planner:
             text, tokens = asked.content, asked.tokens
         else:
             text, tokens = question(message, scope, profile.model)
+        if encoding_name(profile.model) != encoding_name(self._settings.ai.model):
+            tokens = count_tokens(text, profile.model)  # what is stored was counted by the other
         call = self._agent.plan(
             history,
             text,

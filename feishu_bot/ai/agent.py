@@ -20,7 +20,7 @@ from feishu_bot.ai.models import ECHO
 from feishu_bot.ai.prices import Prices
 from feishu_bot.ai.profile import DEFAULT, choose_profile, make_profiles, models_of
 from feishu_bot.ai.prompt import CallPlan, Prompts, message_tokens
-from feishu_bot.ai.tokens import count_aside, count_tokens, warm
+from feishu_bot.ai.tokens import count_aside, count_tokens, encoding_name, warm
 from feishu_bot.errors import BudgetExceeded, ModelError
 from feishu_bot.model import CallUsage
 
@@ -113,7 +113,7 @@ class Agent:
         self.models = models_of(settings)
         for name in self.models:
             warm(name)
-        self._prompts = Prompts(budget_margin)
+        self._prompts = Prompts(budget_margin, stored=encoding_name(settings.model))
         self._circuits = circuits or Circuits()
         self._calls: dict[str, asyncio.Semaphore] = {}  # by model; who waits there is not timed yet
 
@@ -344,7 +344,9 @@ class Agent:
         failure = None if asked or text.strip() else _no_answer(finish)
         if usage is None and failure is not None:
             return _Outcome(_booked(plan, call), failure, text, finish, shown=bool(text))
-        if usage is None:
+        if usage is not None:
+            self._prompts.learn(plan, usage.input_tokens)
+        else:
             usage = ReportedUsage(plan.prompt_tokens, await _spoken(text, asked, plan.model))
         booked = CallUsage(
             call,

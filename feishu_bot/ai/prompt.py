@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import orjson
 
 from feishu_bot.ai.chat_model import ChatMessage
+from feishu_bot.ai.drift import Drift
 from feishu_bot.ai.history import choose_history
 from feishu_bot.ai.images import image_tokens
 from feishu_bot.ai.models import ECHO, context_window
@@ -15,9 +17,7 @@ from feishu_bot.ai.tokens import (
     TOKENS_PER_MESSAGE,
     count_tokens,
     encoding_name,
-    is_exact,
     prompt_tokens,
-    reserved_tokens,
 )
 
 if TYPE_CHECKING:
@@ -68,10 +68,14 @@ class CallPlan:
 
 
 class Prompts:
-    """Plans calls. ``margin`` widens the reservations of models whose own encoding is not at hand."""
+    """Plans calls. ``margin`` widens the reservations of models whose own encoding is not at hand.
 
-    def __init__(self, margin: float) -> None:
-        self._margin = margin
+    ``stored`` is the encoding that what is stored was counted by: ``ai.model``'s.
+    """
+
+    def __init__(self, margin: float, *, stored: str) -> None:
+        self._drift = Drift(margin)
+        self._stored = stored
         self._heads: dict[tuple[str, str], int] = {}  # tokens of system prompts, by encoding
         self._tools: dict[tuple[str, int], tuple[tuple[ToolSpec, ...], int]] = {}
 
@@ -91,7 +95,7 @@ class Prompts:
         tools = () if name == ECHO else tools
         head, head_counts = self._head(profile, summary, name)
         history = choose_history(
-            _counted(history_rows, name),
+            _counted(history_rows, name, again=encoding_name(name) != self._stored),
             max_turns=profile.max_history_turns,
             max_tokens=profile.max_history_tokens,
             room=self._room(profile, name, (*head_counts, user_tokens), tools),
@@ -148,6 +152,11 @@ class Prompts:
         measured = self._measured(replace(plan, messages=(*others, question), counts=counts))
         return replace(measured, reserve_tokens=plan.reserve_tokens)
 
+    def learn(self, plan: CallPlan, reported: int) -> None:
+        """Take over how many tokens the provider says a prompt had."""
+        if not plan.question.images:  # they are counted by another rule
+            self._drift.learn(plan.model, counted=plan.prompt_tokens, reported=reported)
+
     # ------------------------------------------------------------------------------------------- measuring
 
     def _measured(self, plan: CallPlan) -> CallPlan:
@@ -155,7 +164,7 @@ class Prompts:
         output = plan.profile.max_output_tokens
         if plan.model == ECHO:  # its answer is the question, whatever the bound says
             output = max(output, plan.counts[-plan.tail])
-        reserve = reserved_tokens(prompt, model=plan.model, max_output_tokens=output, margin=self._margin)
+        reserve = math.ceil(prompt * self._drift.factor(plan.model)) + output
         return replace(plan, prompt_tokens=prompt, max_output_tokens=output, reserve_tokens=reserve)
 
     def _fitted(self, plan: CallPlan) -> CallPlan:
@@ -186,8 +195,7 @@ class Prompts:
         window = context_window(model)
         if window is None:
             return None
-        margin = 1.0 if is_exact(model) else self._margin
-        room = int((window - profile.max_output_tokens) / margin)
+        room = int((window - profile.max_output_tokens) / self._drift.factor(model))
         return room - prompt_tokens(counts) - self._tool_tokens(tools, model)
 
     def _head(
@@ -233,11 +241,11 @@ def message_tokens(message: ChatMessage, model: str) -> int:
     return tokens
 
 
-def _counted(rows: Sequence[HistoryRow], model: str) -> Sequence[HistoryRow]:
-    """Return the rows, those without a count counted (the library stores what its caller says)."""
-    if all(row[2] or not row[1] for row in rows):
+def _counted(rows: Sequence[HistoryRow], model: str, *, again: bool) -> Sequence[HistoryRow]:
+    """Return the rows, those without a count counted (the library stores what its caller says); ``again``: all."""
+    if not again and all(row[2] or not row[1] for row in rows):
         return rows
     return [
-        row if row[2] or not row[1] else (row[0], row[1], count_tokens(row[1], model), *row[3:])
+        row if row[2] and not again else (row[0], row[1], count_tokens(row[1], model), *row[3:])
         for row in rows
     ]

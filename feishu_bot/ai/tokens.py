@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import lzma
-import math
 import threading
 from functools import lru_cache
 from importlib.resources import files
@@ -150,10 +149,3 @@ def warm(model: str) -> None:
 def prompt_tokens(counts: Collection[int]) -> int:
     """Return what a prompt costs whose messages have these token counts, with the framing of each message."""
     return sum(counts) + TOKENS_PER_MESSAGE * len(counts) + TOKENS_OF_PRIMING
-
-
-def reserved_tokens(prompt: int, *, model: str, max_output_tokens: int, margin: float) -> int:
-    """Return what a call must reserve: the prompt, widened where the count is not exact, and all its output."""
-    if not is_exact(model):
-        prompt = math.ceil(prompt * margin)
-    return prompt + max_output_tokens

@@ -162,11 +162,3 @@ def test_warming_loads_the_encoding_of_the_model():
 
 def test_a_prompt_of_hello_costs_the_eight_tokens_that_openai_bills():
     assert tokens.prompt_tokens([tokens.count_tokens("hello", "openai:gpt-4o")]) == 8
-
-
-def test_a_reservation_is_widened_only_where_the_count_is_not_the_models_own():
-    def reserved(model):
-        return tokens.reserved_tokens(101, model=model, max_output_tokens=1000, margin=1.15)
-
-    assert reserved("openai:gpt-4o") == reserved("echo") == 1101
-    assert reserved("deepseek:deepseek-chat") == 1117  # 116.15 rounded up
