@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import html
+import re
 from functools import lru_cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import nh3
 from markdown_it import MarkdownIt
+from markdown_it.rules_inline.emphasis import tokenize
+
+if TYPE_CHECKING:
+    from markdown_it.rules_inline import StateInline
 
 MAX_CHARS: Final = 20_000  # of a longer text the source is shown as it is
 _TAGS: Final = frozenset(
@@ -25,11 +30,32 @@ _MAX_NESTING: Final = 20
 
 _REMEMBERED: Final = 256  # texts, so that a page that is opened again costs nothing
 
+_CJK: Final = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef]")
+
+
+def _emphasis(state: StateInline, silent: bool) -> bool:  # noqa: FBT001  # the signature of a rule
+    """Mark ``*`` as CommonMark does, but beside Chinese, Japanese and Korean as where there is no punctuation.
+
+    These languages put no blank behind punctuation, so that CommonMark finds no end in ``**注意：**请看``.
+    """
+    start, before = state.pos, len(state.delimiters)
+    if not tokenize(state, silent):
+        return False
+    last = state.src[start - 1] if start else " "
+    following = state.src[state.pos] if state.pos < state.posMax else " "
+    if state.src[start] == "*" and (_CJK.match(last) or _CJK.match(following)):
+        for delimiter in state.delimiters[before:]:
+            delimiter.open = delimiter.open or not following.isspace()
+            delimiter.close = delimiter.close or not last.isspace()
+    return True
+
+
 _markdown: Final = (
     MarkdownIt("commonmark", {"html": False, "linkify": False, "breaks": True, "maxNesting": _MAX_NESTING})
     .enable(["table", "strikethrough"])
     .disable(["image"])
 )
+_markdown.inline.ruler.at("emphasis", _emphasis)
 
 
 @lru_cache(_REMEMBERED)

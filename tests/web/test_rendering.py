@@ -85,6 +85,9 @@ def test_nor_does_any_mixture_of_signs(text):
         ("one\ntwo", "<p>one<br>\ntwo</p>"),
         ("- a\n- b", "<ul>\n<li>a</li>\n<li>b</li>\n</ul>"),
         ("```python\nx < 1\n```", '<pre><code class="language-python">x &lt; 1\n</code></pre>'),
+        ("**注意：**请看", "<p><strong>注意：</strong>请看</p>"),
+        ("这是**“重点”**。*强调*，2 * 3 * 4", "<p>这是<strong>“重点”</strong>。<em>强调</em>，2 * 3 * 4</p>"),
+        ("**「标题」**内容 **b**", "<p><strong>「标题」</strong>内容 <strong>b</strong></p>"),
         ("~~gone~~", "<p><s>gone</s></p>"),
         (
             "[a](https://example.org)",

@@ -305,5 +305,7 @@ async function resume() {
   }
 }
 
-await Promise.all([show(wanted(), null, { push: false }), sidebar.refresh().then(() => sidebar.mark(open)), agents()]).catch(() => null);
-await resume().catch(() => null);
+Promise.all([show(wanted(), null, { push: false }), sidebar.refresh().then(() => sidebar.mark(open)), agents()])
+  .catch(() => null)
+  .then(resume)
+  .catch(() => null);
