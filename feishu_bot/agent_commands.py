@@ -1,18 +1,22 @@
-"""The chat commands that choose who answers in a conversation: ``/agent /persona /model``."""
+"""The chat commands that choose who answers in a conversation, ``/agent /persona /model``, and ``/why``."""
 
 from __future__ import annotations
 
 from difflib import get_close_matches
 from functools import partial
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import orjson
 
 from feishu_bot.hooks import Answering, Command, Reply
+from feishu_bot.store.threads import last_answer
 from feishu_bot.texts import TEXTS, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from feishu_bot.hooks import Context
+    from feishu_bot.store.store import Store
 
 Kind = Literal["agent", "persona", "model"]
 
@@ -28,8 +32,9 @@ class AgentCommands:
     Where several people share a conversation only administrators choose. ``prefix`` returns what commands begin with.
     """
 
-    def __init__(self, prefix: Callable[[], str]) -> None:
+    def __init__(self, prefix: Callable[[], str], store: Store) -> None:
         self._prefix = prefix
+        self._store = store
 
     def commands(self) -> Sequence[Command]:
         """Return them, in the order of ``/help``."""
@@ -43,6 +48,7 @@ class AgentCommands:
                 usage="[NAME|off]",
             ),
             Command("model", partial(self._run, "model"), _help("model"), aliases=("模型",), usage="[NAME]"),
+            Command("why", self._why, _help("why"), aliases=("为什么",)),
         )
 
     async def _run(self, kind: Kind, context: Context, args: str) -> Reply:
@@ -63,6 +69,38 @@ class AgentCommands:
             shown = word if len(word) <= _SHOWN else word[: _SHOWN - 1] + "…"
             return Reply(say(language, f"{kind}_unknown", name=shown, nearest=hint, command=command))
         return Reply(say(language, f"{kind}_chosen", name=found), change=kind, detail=found)
+
+    async def _why(self, context: Context, args: str) -> str:
+        """Tell what went into the last answer: numbers only, so that nothing of another chat can show."""
+        language = context.bot.language
+        if args:
+            return say(language, "command_no_arguments", command=f"{self._prefix()}why")
+        conversation = context.conversation
+        stored = None
+        if conversation is not None:
+            stored = await self._store.read(lambda tx: last_answer(tx, conversation.id))
+        noted: dict[str, Any] = orjson.loads(stored) if stored else {}
+        sent = noted.get("context")
+        if not isinstance(sent, dict):
+            return say(language, "why_none")
+        first = sent.get("first_seq")
+        lines = [
+            say(
+                language,
+                "why",
+                model=noted.get("model", ""),
+                tokens=sent["input_tokens"],
+                calls=sent["calls"],
+            ),
+            say(language, "why_history", count=sent["messages"], first=first)
+            if first
+            else say(language, "why_alone"),
+        ]
+        if sent.get("summary"):
+            lines.append(say(language, "why_summary"))
+        if sent.get("tools"):
+            lines.append(say(language, "why_tools", tools=", ".join(sent["tools"])))
+        return "\n".join(lines)
 
     def _listed(self, kind: Kind, context: Context, known: Mapping[str, str], current: str | None) -> str:
         language = context.language

@@ -164,7 +164,7 @@ class App:
             self.store, lambda account: self.platforms[account].settings.tenant, lambda: self.settings.chat
         )
         orders = OperatorCommands(lambda: self.operation.controls, lambda: self.settings.chat.command_prefix)
-        agents = AgentCommands(lambda: self.settings.chat.command_prefix)
+        agents = AgentCommands(lambda: self.settings.chat.command_prefix, self.store)
         budgets = BudgetCommands(
             self.store,
             lambda: self.pipeline.planner.budgets,

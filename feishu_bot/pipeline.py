@@ -40,6 +40,7 @@ from feishu_bot.store.work import (
     PlannedCall,
     Work,
 )
+from feishu_bot.summing import Summing
 from feishu_bot.texts import say
 from feishu_bot.toolbox import Toolbox
 
@@ -202,6 +203,16 @@ class Pipeline:
         )
 
     async def _reply(self, work: Work, decision: Decision, on_text: Live | None) -> Outcome:
+        summing = Summing()
+        try:
+            outcome = await self._replied(work, decision, on_text, summing)
+            return await summing.added_to(outcome)
+        finally:
+            summing.end()
+
+    async def _replied(
+        self, work: Work, decision: Decision, on_text: Live | None, summing: Summing
+    ) -> Outcome:
         context = self._context(work, decision.message)
         by_plugin = await self._plugins.on_message(context)
         if by_plugin is not None:
@@ -229,11 +240,10 @@ class Pipeline:
                     call = await asyncio.to_thread(self._agent.enclose, call, shown.images, shown.words)
                     if shown.words and (refused := await self._too_long(work, decision, call)):
                         return refused
+                run_tools = partial(self._toolbox.run, context, call.tools)
+                summing.begin(self._agent, decision, self._reserver(work))
                 asking = self._agent.answer(
-                    call,
-                    reserve=self._reserver(work),
-                    on_text=seen.tell,
-                    run_tools=partial(self._toolbox.run, context, call.tools),
+                    call, reserve=self._reserver(work), on_text=seen.tell, run_tools=run_tools
                 )
                 answer = await (asking if on_text is None else on_text.until_stopped(asking))
         if answer is None:
@@ -258,7 +268,7 @@ class Pipeline:
             key = "filtered" if is_filtered else "error"
             return self._failed(work, decision, self._reason(answer), answer.calls, key=key)
         used = answer.calls[-1]
-        metadata = {"model": answer.model, "finish_reason": answer.finish}
+        metadata = {"model": answer.model, "finish_reason": answer.finish, "context": _sent(work, answer)}
         text = answer.text
         if answer.finish == "filtered":
             text = f"{text}\n\n{self._say(decision.message, 'filtered_rest')}"
@@ -594,6 +604,21 @@ def _steps(work: Work, decision: Decision, said: _Said) -> Iterator[NewMessage]:
             metadata_json=storable(orjson.dumps(own | note).decode()),
             save_key=f"in:{work.inbox_id}:step:{number}",
         )
+
+
+def _sent(work: Work, answer: AgentAnswer) -> dict[str, Any]:
+    """Return what went into an answer, for ``/why``."""
+    plan, rows = answer.plan, work.history
+    count = 0 if plan is None else len(plan.history)
+    first = rows[len(rows) - count].seq if 0 < count <= len(rows) else None
+    return {
+        "messages": count,
+        "first_seq": first,
+        "input_tokens": answer.calls[-1].input_tokens,
+        "calls": len(answer.calls),
+        "summary": plan is not None and plan.summarized,
+        "tools": sorted({call.name for done in answer.rounds for call in done.calls}),
+    }
 
 
 def _is_shared(work: Work) -> bool:

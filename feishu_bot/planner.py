@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 
 from feishu_bot.access import Access, applies
 from feishu_bot.ai.profile import DEFAULT
+from feishu_bot.ai.summary import SPARE_TURNS, due_summary
 from feishu_bot.ai.tokens import count_tokens, encoding_name
 from feishu_bot.attachments import readable
 from feishu_bot.budgets import Budgets
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from feishu_bot.ai.agent import Agent
     from feishu_bot.ai.profile import Profile
     from feishu_bot.ai.prompt import CallPlan
+    from feishu_bot.ai.summary import DueSummary
     from feishu_bot.commands import ParsedCommand
     from feishu_bot.config import BotSettings
     from feishu_bot.hooks import Command
@@ -48,6 +50,8 @@ class Decision:
     once: str | None = None  # a source of its own, where the sentence is said once only
     command: ParsedCommand | None = None
     call: CallPlan | None = None
+    summarized: tuple[str | None, int] = (None, 0)  # the summary that goes along, and up to where it tells
+    due: DueSummary | None = None
     attachments: tuple[Attachment, ...] = ()  # that the model is shown
     again: int | None = None  # the place of the question that is answered anew
     spared: frozenset[str] = frozenset()  # budgets that wanted another model than they hold
@@ -72,7 +76,10 @@ class Planner:
         self.configure(settings, agent)
         self.commands = CommandTable(self._chat.command_prefix, self._chat.language, [])
         persistence = settings.ai.conversation_persistence
-        self.history_turns = persistence.max_history_turns if persistence.enabled else 0
+        profiles = agent.profiles.values()
+        spare = SPARE_TURNS if any(profile.summarize for profile in profiles) else 0
+        most = max(profile.max_history_turns for profile in profiles)
+        self.history_turns = most + spare if persistence.enabled else 0
         self._holds = holds  # whether messages of an account, or those for a model, are kept for later
         self._platforms = platforms
         self._access = access
@@ -123,6 +130,9 @@ class Planner:
             return Planned(wait_ms=now_ms + _LOOK_AGAIN_MS)
         if decision.kind != "answer" or not self._settings.ai.enabled:
             return Planned(decision)
+        if conversation is not None and profile.summarize:
+            known = (conversation.summary, conversation.summarized_to)
+            decision = replace(decision, summarized=known)
         return self._with_call(decision, history, profile, now_ms)
 
     def degrade(
@@ -164,7 +174,12 @@ class Planner:
             file_tokens=room,
             profile=profile,
             tools=self._toolbox.choose(profile.tools),
+            summary=decision.summarized[0],
         )
+        if profile.summarize:
+            before, upto = decision.summarized
+            due = due_summary(history, call.start, before=before, summarized_to=upto)
+            decision = replace(decision, due=due)
         charges = self.budgets.charges(message, now_ms, model=call.model, spared=decision.spared)
         cost = self._agent.most_cost(call)
         return Planned(

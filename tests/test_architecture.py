@@ -35,7 +35,17 @@ LAYERS: list[tuple[frozenset[str], bool]] = [
     (frozenset({"state", "agent_commands", "commands", "orders", "plugins"}), APART),
     (
         frozenset({"attachments", "conversation_commands", "groups", "indicator", "intake", "pipeline"})
-        | {"budget_commands", "budgets", "chats", "parts", "planner", "plugin_bot", "push", "toolbox"},
+        | {
+            "budget_commands",
+            "budgets",
+            "chats",
+            "parts",
+            "planner",
+            "plugin_bot",
+            "push",
+            "summing",
+            "toolbox",
+        },
         TOGETHER,
     ),
     (

@@ -20,6 +20,7 @@ from feishu_bot.ai.models import ECHO
 from feishu_bot.ai.prices import Prices
 from feishu_bot.ai.profile import DEFAULT, choose_profile, make_profiles, models_of
 from feishu_bot.ai.prompt import CallPlan, Prompts, message_tokens
+from feishu_bot.ai.summary import CALL
 from feishu_bot.ai.tokens import count_aside, count_tokens, encoding_name, warm
 from feishu_bot.errors import BudgetExceeded, ModelError
 from feishu_bot.model import CallUsage
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from feishu_bot.ai.chat_model import ChatModel, Image, ToolCall, ToolSpec
     from feishu_bot.ai.history import HistoryRow
     from feishu_bot.ai.profile import Profile
+    from feishu_bot.ai.summary import DueSummary
     from feishu_bot.config import AISettings
     from feishu_bot.model import BudgetRefusal
 
@@ -230,6 +232,25 @@ class Agent:
                 plan = await self._reserved(following, len(calls), reserve)
             except BudgetExceeded as exceeded:
                 return AgentAnswer(None, tuple(calls), plan.model, failure, exceeded.refusal)
+
+    async def summarize(
+        self, profile: Profile, due: DueSummary, *, reserve: Reserve
+    ) -> tuple[str | None, CallUsage | None]:
+        """Return a summary, None if none was made, and what its call cost, None if there was none.
+
+        It is asked for once; whatever becomes of it, the answer does not depend on it.
+        """
+        plan = await asyncio.to_thread(self._prompts.summary, profile, due)
+        try:
+            await reserve(call=CALL, model=plan.model, tokens=plan.reserve_tokens, cost=self.most_cost(plan))
+        except BudgetExceeded:
+            return None, None
+        async with self._room_at(plan.model):
+            outcome = await self._call(plan, CALL, None)
+        if outcome.failure is not None:
+            log.warning("no summary made", extra={"model": plan.model, "kind": outcome.failure.kind})
+            return None, outcome.usage
+        return outcome.text.strip(), outcome.usage
 
     async def _reserved(self, plan: CallPlan, call: int, reserve: Reserve) -> CallPlan:
         """Reserve a further call, or that of another model where a budget wants one; raises BudgetExceeded."""

@@ -30,6 +30,7 @@ class History:
 
     messages: tuple[ChatMessage, ...] = ()
     counts: tuple[int, ...] = ()
+    start: int = 0  # the row it begins with
 
     @property
     def tokens(self) -> int:
@@ -55,10 +56,11 @@ def choose_history(
     chosen: Sequence[HistoryRow] = rows[start:]
     if any(_is_of_tools(row) for row in chosen):
         pairs = _with_calls(chosen)
-        return History(tuple([message for message, _ in pairs]), tuple([count for _, count in pairs]))
+        return History(tuple([message for message, _ in pairs]), tuple([count for _, count in pairs]), start)
     return History(
         tuple([ChatMessage(cast("Role", row[0]), row[1]) for row in chosen]),
         tuple([row[2] for row in chosen]),
+        start,
     )
 
 

@@ -13,6 +13,7 @@ from feishu_bot.ai.drift import Drift
 from feishu_bot.ai.history import choose_history
 from feishu_bot.ai.images import image_tokens
 from feishu_bot.ai.models import ECHO, context_window
+from feishu_bot.ai.summary import MAX_TOKENS
 from feishu_bot.ai.tokens import (
     TOKENS_PER_MESSAGE,
     count_tokens,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from feishu_bot.ai.chat_model import Image, ToolCall, ToolSpec
     from feishu_bot.ai.history import HistoryRow
     from feishu_bot.ai.profile import Profile
+    from feishu_bot.ai.summary import DueSummary
 
 _TOKENS_PER_TOOL: Final = 12  # of framing, beyond the tool's own JSON
 _TOKENS_PER_CALL: Final = 8
@@ -55,6 +57,8 @@ class CallPlan:
     tail: int = 1
     tools: tuple[ToolSpec, ...] = ()
     may_call: bool = True
+    start: int = 0  # the row of the history that was sent first
+    summarized: bool = False  # a summary of what was before goes along
 
     @property
     def history(self) -> tuple[ChatMessage, ...]:
@@ -108,7 +112,17 @@ class Prompts:
             0, 0, 0,
             profile,
             tools=tools,
+            start=history.start,
+            summarized=bool(summary),
         )  # fmt: skip
+        return self._measured(plan)
+
+    def summary(self, profile: Profile, due: DueSummary) -> CallPlan:
+        """Return the call that makes a summary."""
+        messages = due.messages()
+        counts = tuple([message_tokens(message, profile.model) for message in messages])
+        short = replace(profile, max_output_tokens=min(MAX_TOKENS, profile.max_output_tokens))
+        plan = CallPlan(profile.model, messages, counts, 1, 0, 0, 0, short, may_call=False)
         return self._measured(plan)
 
     def for_model(self, plan: CallPlan, model: str) -> CallPlan:

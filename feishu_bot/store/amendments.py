@@ -53,7 +53,9 @@ _RECALL = (
     .values(recalled_at=bindparam("now"))
 )
 _NEW_VERSION = (
-    update(conversations).where(_c.id.in_(bindparam("ids", expanding=True))).values(version=_c.version + 1)
+    update(conversations)
+    .where(_c.id.in_(bindparam("ids", expanding=True)))
+    .values(version=_c.version + 1, summary=None, summarized_to=0)  # it may tell of what was recalled
 )
 _SET_TITLE = update(conversations).where(_c.id == bindparam("cid")).values(title=bindparam("new_title"))
 _END = (

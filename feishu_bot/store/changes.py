@@ -24,6 +24,11 @@ _ARCHIVE = (
     update(conversations).where(_c.id == bindparam("cid")).values(scope_key=None, version=_c.version + 1)
 )
 _RENAME = update(conversations).where(_c.id == bindparam("cid")).values(title=bindparam("new_title"))
+_SUMMARIZE = (
+    update(conversations)
+    .where(_c.id == bindparam("cid"))
+    .values(summary=bindparam("new_summary"), summarized_to=bindparam("upto"))
+)
 _CHOSEN = update(conversations).where(_c.id == bindparam("cid"))
 _CHOOSE_AGENT = _CHOSEN.values(agent=bindparam("chosen"), active_persona_id=None, model=None)
 _CHOOSE_PERSONA = _CHOSEN.values(active_persona_id=bindparam("chosen"))
@@ -53,6 +58,7 @@ _LAST_OF = (
 def change_conversations(tx: Transaction, live: list[Item], cache: HistoryCache) -> None:
     """Do what commands ask: few, so one by one. What ``detail`` names is looked at again here."""
     for item in live:
+        _summarize(tx, item)
         change, detail = item.outcome.change, item.outcome.detail
         if change is None or (item.conversation is None and change is not Change.SWITCH):
             continue
@@ -63,6 +69,16 @@ def change_conversations(tx: Transaction, live: list[Item], cache: HistoryCache)
             _change(tx, item, known)
         if known is not None:
             tx.after_commit.append(lambda cid=known: cache.drop(cid))  # type: ignore[misc]
+
+
+def _summarize(tx: Transaction, item: Item) -> None:
+    """Keep a new summary beside the messages, unless these have changed since they were read."""
+    summary, read = item.outcome.summary, item.outcome.work.conversation
+    if summary is None or read is None or item.conversation is None:
+        return
+    if item.conversation.version == read.version:
+        values = {"cid": item.conversation.id, "new_summary": summary[0], "upto": summary[1]}
+        tx.connection.execute(_SUMMARIZE, values)
 
 
 def _change(tx: Transaction, item: Item, cid: int) -> None:
@@ -107,7 +123,7 @@ def _cut(tx: Transaction, cid: int, after: int) -> None:
         return
     search.remove_messages(tx.connection, tx.kind, rows)
     tx.connection.execute(delete(messages).where(_m.id.in_([row["id"] for row in rows])))
-    recount(tx, cid, messages_by=-len(rows), tokens_by=-sum(row["tokens"] for row in rows))
+    recount(tx, cid, since=after + 1, messages_by=-len(rows), tokens_by=-sum(row["tokens"] for row in rows))
 
 
 def _fork(tx: Transaction, item: Item, cid: int, upto: int) -> None:

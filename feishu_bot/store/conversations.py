@@ -10,7 +10,7 @@ import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Integer, bindparam, delete, func, insert, select, update
+from sqlalchemy import Integer, bindparam, case, delete, func, insert, select, update
 
 from feishu_bot.errors import ConversationNotFound
 from feishu_bot.store import search
@@ -546,14 +546,20 @@ def _remove(tx: Transaction, rows: Sequence[StoredRow]) -> None:
         tx.connection.execute(delete(messages).where(messages.c.id.in_([row["id"] for row in rows])))
 
 
-def recount(tx: Transaction, conversation_id: int, *, messages_by: int, tokens_by: int) -> None:
-    """Carry the counters of a locked conversation after a change to its messages."""
+def recount(tx: Transaction, conversation_id: int, *, since: int, messages_by: int, tokens_by: int) -> None:
+    """Carry the counters of a locked conversation after a change to its messages, the first of them ``since``.
+
+    A summary that tells of one of these tells something else than what is stored, so it goes.
+    """
+    outdated = _c.summarized_to >= since
     tx.connection.execute(
         update(conversations)
         .where(_c.id == conversation_id)
         .values(
             message_count=_c.message_count + messages_by,
             total_tokens=_c.total_tokens + tokens_by,
+            summary=case((outdated, None), else_=_c.summary),
+            summarized_to=case((outdated, 0), else_=_c.summarized_to),
             version=_c.version + 1,
             last_activity=now_of(tx),
         )

@@ -261,6 +261,16 @@ def _find_message(tx: Transaction, message_id: int) -> StoredRow:
     return row
 
 
+def last_answer(tx: Transaction, conversation_id: int) -> str | None:
+    """Return the metadata of the newest answer in a conversation."""
+    return tx.connection.execute(
+        select(_m.metadata_json)
+        .where(_m.conversation_id == conversation_id, _m.role == "assistant", _m.recalled_at.is_(None))
+        .order_by(_m.seq.desc())
+        .limit(1)
+    ).scalar_one_or_none()
+
+
 def edit_message(tx: Transaction, message_id: int, content: str, tokens: int | None = None) -> StoredRow:
     """Replace a message's text and return it; ``tokens`` None keeps its count. Raises MessageNotFound."""
     before = _find_message(tx, message_id)
@@ -272,7 +282,9 @@ def edit_message(tx: Transaction, message_id: int, content: str, tokens: int | N
         .values(content=content, tokens=count, edited_at=now_of(tx))
     )
     search.index_messages(tx.connection, tx.kind, [{"id": message_id, "content": content}])
-    recount(tx, before["conversation_id"], messages_by=0, tokens_by=count - before["tokens"])
+    recount(
+        tx, before["conversation_id"], since=before["seq"], messages_by=0, tokens_by=count - before["tokens"]
+    )
     return tx.connection.execute(select(*MESSAGE_COLUMNS).where(_m.id == message_id)).mappings().one()
 
 
@@ -281,4 +293,4 @@ def delete_message(tx: Transaction, message_id: int) -> None:
     before = _find_message(tx, message_id)
     search.remove_messages(tx.connection, tx.kind, [before])
     tx.connection.execute(delete(messages).where(_m.id == message_id))
-    recount(tx, before["conversation_id"], messages_by=-1, tokens_by=-before["tokens"])
+    recount(tx, before["conversation_id"], since=before["seq"], messages_by=-1, tokens_by=-before["tokens"])

@@ -358,6 +358,7 @@ class Outcome:
     )
     change: Change | None = None
     detail: int | str | None = None  # of the change
+    summary: tuple[str, int] | None = None  # of what was said up to this seq
     calls: tuple[CallUsage, ...] = ()
     parts: tuple[NewPart, ...] = ()
     erase: bool = False  # keep no text in the inbox row
