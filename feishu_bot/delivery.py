@@ -192,12 +192,12 @@ class Delivery:
                 part.id, "pending", error="paused", not_before=now + HELD_MS, attempts=part.attempts - 1
             )
         outgoing = self._outgoing(part, platform, now)
+        if outgoing.possibly_repeated and not platform.settings.resend_unknown:
+            self.given_up += 1
+            reason = "it may have arrived (resend_unknown: false)"
+            return self._ended(part, "dead", reason, outcome_unknown=True)
         chat = make_key(part.account, outgoing.target.chat_id or outgoing.target.sender_id)
-        to_chat, by_account = self._paces.get(part.account, (None, None))
-        if to_chat is not None:  # first: what waits here does not use up the account's
-            await to_chat.wait(chat)
-        if by_account is not None:
-            await by_account.wait()
+        await self._await_turn(part.account, chat)
         now = self._store.now_ms()
         if part.reply_before is not None and now > part.reply_before:
             self.given_up += 1
@@ -221,6 +221,14 @@ class Delivery:
         if len(self._last_success) > 10_000:  # noqa: PLR2004  # a bound on memory, nothing depends on it
             self._last_success.clear()
         return SendResult(part.id, "sent", sent_id=sent_id, erase=not self._keep_texts)
+
+    async def _await_turn(self, account: str, chat: str) -> None:
+        """Keep below what the platform allows to one chat, and of the whole account."""
+        to_chat, by_account = self._paces.get(account, (None, None))
+        if to_chat is not None:  # first: what waits here does not use up the account's
+            await to_chat.wait(chat)
+        if by_account is not None:
+            await by_account.wait()
 
     async def _mind_refusals(self, outgoing: Outgoing) -> None:
         """Raise Undeliverable for a message that answers nobody, to a chat that has refused those."""

@@ -26,6 +26,7 @@ class Desk:
 
     def __init__(self, store, clock: Clock, fake: FakeFeishu, platform: Feishu) -> None:
         self.store, self.clock, self.fake = store, clock, fake
+        self.platform = platform
         self.held = False
         self.delivery = Delivery(store, {"feishu": platform}, holds=lambda _part: self.held)
 
@@ -110,6 +111,22 @@ async def test_an_answer_that_may_have_arrived_is_folded_for_an_hour_and_marked_
     await desk.after(20 * MINUTE)
     assert desk.fake.texts() == shown
     assert [part["state"] for part in await desk.parts()] == ["sent"]
+
+
+async def test_an_answer_that_may_have_arrived_is_given_up_after_an_hour_where_repeats_are_unwanted(desk):
+    settings = desk.platform.settings.model_copy(update={"resend_unknown": False})
+    desk.platform.settings = settings
+    desk.fake.fail(Failure(drop="after"))
+    await desk.answers("lost", "next")
+    await desk.look()
+    desk.fake.down = True
+    await desk.after(2 * HOUR)
+    desk.fake.down = False
+    await desk.after(20 * MINUTE)
+    assert desk.fake.texts() == ["lost", "next"]
+    first, second = await desk.parts()
+    assert (first["state"], second["state"]) == ("dead", "sent")
+    assert "resend_unknown" in first["last_error"]
 
 
 async def test_an_answer_that_certainly_did_not_arrive_carries_no_mark_however_late_it_is(desk):

@@ -385,6 +385,11 @@ class PlatformSettings(Settings):
     )
     insecure: bool = Field(False, description="true: events are taken without proof of who sent them")
     network: NetworkSettings | None = Field(None, description="proxy and ca_file for this account alone")
+    resend_unknown: bool = Field(
+        True,
+        description="a reply that may have arrived, and that the platform would show twice: sent again with a mark;"
+        " false: a dead letter",
+    )
     messages_per_s: Rate = Field(None, description="sent by all processes together; null: no limit of ours")
     messages_per_chat_per_s: Rate = Field(None, description="the same, to one chat")
 
