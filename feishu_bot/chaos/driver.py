@@ -119,7 +119,7 @@ class Run:
             stdout=asyncio.subprocess.PIPE,
             limit=_LINE,
             cwd=self._folder,
-            env=environment(),
+            env=environment(self._folder),
             start_new_session=True,
         )
         stack.push_async_callback(_end, process)

@@ -26,7 +26,7 @@ READY_S: Final = 90.0  # how long a group may take to serve
 STOP_S: Final = 60.0
 _PATIENCE_S: Final = 10.0  # for a worker to be there
 _AGAIN_S: Final = 0.3  # before a group that has ended is started again
-_KEPT: Final = ("PATH", "HOME", "TMPDIR", "TEMP", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT")
+_KEPT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT")
 
 
 class Network:
@@ -140,7 +140,7 @@ class Group:
                 stdout=log,
                 stderr=log,
                 cwd=self._folder,
-                env=environment(),
+                env=environment(self._folder),
                 start_new_session=True,  # an interrupt at the terminal is for the driver
             )
 
@@ -268,7 +268,7 @@ async def run_command(command: Sequence[str], *, folder: Path) -> None:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         cwd=folder,
-        env=environment(),
+        env=environment(folder),
         start_new_session=True,
     )
     output, _ = await process.communicate()
@@ -277,10 +277,13 @@ async def run_command(command: Sequence[str], *, folder: Path) -> None:
         raise BotError(f"{command[-1]}: {words.splitlines()[-1] if words else process.returncode}")
 
 
-def environment() -> dict[str, str]:
-    """Return the variables of our processes: none that the program reads, so that nothing leads to other data."""
+def environment(folder: Path) -> dict[str, str]:
+    """Return the variables of our processes: none that the program reads, so that nothing leads to other data.
+
+    What a killed process leaves in its folder for temporary files goes with ``folder``.
+    """
     ours = {name: value for name, value in process_variables().items() if name in _KEPT}
-    return {**ours, "PYTHONPATH": str(Path(feishu_bot.__file__).parents[1])}
+    return {**ours, "TMPDIR": str(folder), "PYTHONPATH": str(Path(feishu_bot.__file__).parents[1])}
 
 
 def _signal(pid: int, number: int) -> bool:
