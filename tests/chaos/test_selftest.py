@@ -114,12 +114,12 @@ def count(file):
         engine.dispose()
 
 
-def test_its_servers_see_no_variable_that_could_lead_to_other_data(monkeypatch):
+def test_its_servers_see_no_variable_that_could_lead_to_other_data(monkeypatch, tmp_path):
     monkeypatch.setenv("FEISHU_BOT__PLATFORMS__FEISHU__APP_ID", "cli_real")
     monkeypatch.setenv("CONVERSATION_DB_URL", "postgresql://the.real.one/bot")
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
     assert not {"FEISHU_BOT__PLATFORMS__FEISHU__APP_ID", "CONVERSATION_DB_URL", "HTTPS_PROXY"} & set(
-        environment()
+        environment(tmp_path)
     )
 
 
