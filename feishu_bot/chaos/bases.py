@@ -139,7 +139,7 @@ class Given(Base):
         if keep:
             return
         if self._file is not None and self._made:
-            for name in (self._file, *(Path(f"{self._file}-{end}") for end in ("wal", "shm"))):
+            for name in (self._file, *(Path(f"{self._file}-{end}") for end in ("wal", "shm", "turn"))):
                 name.unlink(missing_ok=True)
             return
         with suppress(StoreError):
