@@ -628,7 +628,7 @@ def test_a_persona_belongs_to_the_conversation(manager):
 # --------------------------------------------------------------------------------------------- numbers
 
 
-@pytest.mark.parametrize("value", [{}, [], object(), 2**64, b"x", "\ud800", "a\0b"], ids=repr)
+@pytest.mark.parametrize("value", [{}, [], b"", 2**64, b"x", "\ud800", "a\0b"], ids=repr)
 def test_what_a_query_is_limited_to_is_a_text_or_a_value_error(manager, value):
     conversation = manager.get_or_create(USER, "feishu")
     queries = [
