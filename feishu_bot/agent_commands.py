@@ -72,7 +72,7 @@ class AgentCommands:
 
     async def _why(self, context: Context, args: str) -> str:
         """Tell what went into the last answer: numbers only, so that nothing of another chat can show."""
-        language = context.bot.language
+        language = context.language
         if args:
             return say(language, "command_no_arguments", command=f"{self._prefix()}why")
         conversation = context.conversation

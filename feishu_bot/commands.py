@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
 
 from feishu_bot.hooks import COMMAND_NAME, Command, Reply
-from feishu_bot.model import ChatType, Scope
+from feishu_bot.model import spans_chats
 from feishu_bot.texts import TEXTS, amount, say
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ class CommandTable:
 
 def _nearest(name: str, commands: Sequence[Command]) -> str | None:
     known = [known for command in commands for known in command.names]
-    found = get_close_matches(name.casefold(), known, n=1)
+    # Of two Chinese characters one is half of the name.
+    found = get_close_matches(name.casefold(), known, n=1, cutoff=0.6 if name.isascii() else 0.5)
     return found[0] if found else None
 
 
@@ -105,7 +106,7 @@ class BuiltinCommands:
     async def commands(self, bot: Bot) -> Sequence[Command]:  # noqa: ARG002  # the signature is the hook's
         return (
             Command("help", self._help, _help("help"), aliases=("帮助",), usage="[NAME]"),
-            Command("new", self._new, _help("new"), aliases=("新对话",)),
+            Command("new", self._new, _help("new"), aliases=("新对话", "reset")),
             Command("clear", self._clear, _help("clear"), aliases=("清空",)),
             Command("history", self._history, _help("history"), aliases=("历史",), usage="[N]"),
             Command("usage", self._usage, _help("usage"), aliases=("用量",)),
@@ -168,7 +169,7 @@ class BuiltinCommands:
             return Reply(self._no_arguments(context, "clear"))
         if context.conversation is None:
             return Reply(say(language, "clear", count=0))
-        if self._spans_chats(context):
+        if spans_chats(context.message, context.scope):
             return Reply(say(language, "clear_spans", prefix=self._prefix))
         return Reply(say(language, "clear", count=context.conversation.message_count), change="clear")
 
@@ -179,7 +180,7 @@ class BuiltinCommands:
             most = HISTORY_TURNS
         if not 1 <= most <= MAX_HISTORY_TURNS:
             return say(language, "history_usage", command=self._prefix + "history", most=MAX_HISTORY_TURNS)
-        if self._spans_chats(context):
+        if spans_chats(context.message, context.scope):
             return say(language, "history_spans")
         turns = list(_turns(context.history))[-most:]
         if not turns:
@@ -191,10 +192,6 @@ class BuiltinCommands:
                     text = _shorten(message.content)
                     lines.append(say(language, f"history_{message.role}", number=number, text=text))
         return "\n".join(lines)
-
-    def _spans_chats(self, context: Context) -> bool:
-        """Say whether the conversation holds what was said in other groups than the one it is shown in."""
-        return context.scope is Scope.USER and context.message.chat_type is not ChatType.PRIVATE
 
     def _no_arguments(self, context: Context, name: str) -> str:
         return say(context.language, "command_no_arguments", command=self._prefix + name)

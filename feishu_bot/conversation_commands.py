@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final
 from feishu_bot.commands import RETRY
 from feishu_bot.groups import is_shared
 from feishu_bot.hooks import Command, Reply
-from feishu_bot.model import ChatType, Scope, make_key, scope_key
+from feishu_bot.model import ChatType, make_key, scope_key, spans_chats
 from feishu_bot.store import conversations, threads
+from feishu_bot.store.changes import last_message
 from feishu_bot.store.search import search_messages
 from feishu_bot.texts import TEXTS, say
 
@@ -122,7 +123,8 @@ class ConversationCommands:
         if left > len(starts):
             return Reply(say(language, "fork_fewer", turns=len(starts)))
         upto = starts[-left] - 1 if left else context.history[-1].seq
-        if upto < context.history[0].seq and len(starts) == left and context.history[0].seq == starts[0] == 1:
+        cid = context.conversation.id
+        if await self._store.read(lambda tx: last_message(tx, cid, upto=upto)) is None:
             return Reply(say(language, "fork_nothing", prefix=self._prefix))
         return Reply(say(language, "forked", turns=left), change="fork", detail=upto)
 
@@ -246,7 +248,7 @@ class ConversationCommands:
 
     def _spanning(self, context: Context) -> str:
         """Refuse in a group what holds words of other groups."""
-        if context.scope is Scope.USER and context.message.chat_type is not ChatType.PRIVATE:
+        if spans_chats(context.message, context.scope):
             return say(context.language, "history_spans")
         return ""
 

@@ -207,6 +207,11 @@ def scope_key(message: InboundMessage, scope: Scope) -> str:
     return "in:" + make_key(account, message.chat_type.value, chat, message.sender_id)
 
 
+def spans_chats(message: InboundMessage, scope: Scope) -> bool:
+    """Say whether the conversation here holds what was said in other groups: then none of it is shown in one."""
+    return scope is Scope.USER and message.chat_type is not ChatType.PRIVATE
+
+
 # ----------------------------------------------------------------------------------------------- outbound
 
 

@@ -479,7 +479,8 @@ class Pipeline:
             scope_key=lane,
             user_key=make_key(message.account, "chat", message.chat_id) if shared else message.user_key,
             platform=message.account,
-            chat_id=message.chat_id or None,
+            # One that spans groups belongs to none, also when the scope is another one day.
+            chat_id=None if CHAT in metadata(message, lane) else message.chat_id or None,
             user_id=None if shared else message.person,
             agent=message.agent,
             title=title,

@@ -16,7 +16,7 @@ from feishu_bot.budgets import Budgets
 from feishu_bot.chats import Chats
 from feishu_bot.commands import RETRY, CommandTable
 from feishu_bot.groups import is_shared, question, with_speakers
-from feishu_bot.model import InboundMessage, make_key
+from feishu_bot.model import InboundMessage, make_key, spans_chats
 from feishu_bot.orders import ORDERS
 from feishu_bot.store.work import ConversationState, HistoryRow, Planned, PlannedCall
 from feishu_bot.texts import say
@@ -309,6 +309,8 @@ class Planner:
         command = None if parsed is None or parsed.args else self.commands.find(parsed.name)
         if command is None or command.name != RETRY or not self._settings.ai.enabled:
             return decision
+        if spans_chats(decision.message, self.chats.of(decision.message).scope):
+            return decision  # the last question may be one of another group
         asked = next((row for row in reversed(history) if row.role == "user"), None)
         if asked is None:
             return decision

@@ -51,7 +51,7 @@ _TAIL = (
 _LAST_OF = (
     select(func.max(_m.id))
     .join_from(messages, conversations, _c.id == _m.conversation_id)
-    .where(_c.id == bindparam("cid"), _m.seq <= bindparam("upto"), NOT_CLEARED)
+    .where(_c.id == bindparam("cid"), _m.seq <= bindparam("upto"), _m.recalled_at.is_(None), NOT_CLEARED)
 )
 
 
@@ -126,9 +126,15 @@ def _cut(tx: Transaction, cid: int, after: int) -> None:
     recount(tx, cid, since=after + 1, messages_by=-len(rows), tokens_by=-sum(row["tokens"] for row in rows))
 
 
+def last_message(tx: Transaction, conversation_id: int, *, upto: int) -> int | None:
+    """Return the id of the last message up to a ``seq``, None where a copy that ends there would be empty."""
+    found = tx.connection.execute(_LAST_OF, {"cid": conversation_id, "upto": upto}).scalar()
+    return None if found is None else int(found)
+
+
 def _fork(tx: Transaction, item: Item, cid: int, upto: int) -> None:
     """Go on in a copy that ends at ``seq`` ``upto``; the original is archived as it is."""
-    last = tx.connection.execute(_LAST_OF, {"cid": cid, "upto": upto}).scalar()
+    last = last_message(tx, cid, upto=upto)
     if last is None:
         return
     copy = threads.fork(tx, cid, last)
