@@ -620,5 +620,5 @@ async def test_the_documented_test_of_a_plugin_works(load):
 def test_the_documentation_names_every_hook_and_its_time():
     text = (ROOT / "docs" / "plugins.md").read_text()
     limits = TimeLimits()
-    for hook in ("startup", "commands", "tools", "on_message", "on_answer", "on_event", "shutdown"):
+    for hook in ("startup", "commands", "tools", "jobs", "on_message", "on_answer", "on_event", "shutdown"):
         assert re.search(rf"^\| `{hook}\(.*\| {getattr(limits, hook):g} s \|$", text, re.MULTILINE), hook
