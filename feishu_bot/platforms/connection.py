@@ -22,7 +22,7 @@ MAX_WAIT_S = 3600.0
 
 _CONNECT_S = 5.0
 _TOTAL_S = 20.0
-_MAX_ANSWER_BYTES = 4 * 1024 * 1024
+MAX_ANSWER_BYTES = 4 * 1024 * 1024
 _MAX_WORDS = 200
 _OK_STATUSES = range(200, 300)
 _UNAVAILABLE = HTTPStatus.SERVICE_UNAVAILABLE  # nobody took the request, so nothing was sent
@@ -59,7 +59,7 @@ class Connection:
         body: bytes | None = None,
         *,
         authorization: str | None = None,
-        max_bytes: int = _MAX_ANSWER_BYTES,
+        max_bytes: int = MAX_ANSWER_BYTES,
     ) -> Response:
         """Make one call with a JSON body and return its answer, whatever the status.
 

@@ -9,6 +9,7 @@ import asyncio
 import hmac
 import logging
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import orjson
@@ -26,7 +27,9 @@ from feishu_bot.errors import (
 )
 from feishu_bot.log import Seldom
 from feishu_bot.model import ChatType, InboundMessage
+from feishu_bot.platforms import onebot_file
 from feishu_bot.platforms.base import Platform, PlatformContext, Received, WebhookRequest, parse_json
+from feishu_bot.platforms.connection import MAX_ANSWER_BYTES
 from feishu_bot.platforms.onebot_api import CALL_S, Answer, Caller, HttpApi, Peer, Peers, Recent, Role
 from feishu_bot.platforms.onebot_content import (
     id_of,
@@ -48,7 +51,7 @@ from feishu_bot.platforms.onebot_event import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from feishu_bot.model import Outgoing, Target
+    from feishu_bot.model import Attachment, Outgoing, Target
     from feishu_bot.platforms.base import Socket, SocketRequest
 
 logger = logging.getLogger(__name__)
@@ -105,6 +108,7 @@ class OneBot(Platform):
     max_part_chars = 4500
     takes_calls = True
     idempotent_for_s = 0.0
+    fetches = frozenset({"image", "file"})
 
     settings: OneBotSettings
 
@@ -447,7 +451,16 @@ class OneBot(Platform):
             raise answer.error()
         return answer.data
 
-    async def _call(self, action: str, params: Mapping[str, Any], *, self_id: str) -> Answer:
+    async def fetch(self, message: InboundMessage, attachment: Attachment, *, max_bytes: int) -> bytes:
+        """Return a picture or a file: from the public address it came with, else from the client that told of it."""
+        self_id = text_of(message.extra.get("self_id")) or self._only_bot()
+        call = partial(self._call, self_id=self_id)
+        network = self.settings.network or self.context.network
+        return await onebot_file.fetch(call, message, attachment, max_bytes=max_bytes, network=network)
+
+    async def _call(
+        self, action: str, params: Mapping[str, Any], *, self_id: str, max_bytes: int = MAX_ANSWER_BYTES
+    ) -> Answer:
         """Make an API call for a bot: by its WebSocket, or by HTTP where that is certain not to have been asked.
 
         Raises RetryLater or Undeliverable where there is no answer.
@@ -466,7 +479,7 @@ class OneBot(Platform):
             if len(self._self_ids) > 1 and self_id and await self._http.owner() != self_id:
                 reason = f"bot {self_id} is not connected, and api_url is another's"
                 raise NotConnected(reason, after_s=self._away_s)
-            return await self._http.call(action, params)
+            return await self._http.call(action, params, max_bytes=max_bytes)
         except RetryLater as error:
             if error.outcome_unknown or error.after_s is not None:
                 raise

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 import orjson
 
 from feishu_bot.errors import DeliveryError, RetryLater, Undeliverable
-from feishu_bot.platforms.connection import Connection, unreadable, wait_of, words_of
+from feishu_bot.platforms.connection import MAX_ANSWER_BYTES, Connection, unreadable, wait_of, words_of
 from feishu_bot.platforms.onebot_content import id_of
 
 if TYPE_CHECKING:
@@ -232,10 +232,12 @@ class HttpApi:
         self._owner = ""
         self.problem: str | None = None  # why the last call had no answer
 
-    async def call(self, action: str, params: Mapping[str, Any]) -> Answer:
+    async def call(
+        self, action: str, params: Mapping[str, Any], *, max_bytes: int = MAX_ANSWER_BYTES
+    ) -> Answer:
         """Make a call. Raises RetryLater or Undeliverable where there is no answer to judge."""
         try:
-            answer = await self._call(action, params)
+            answer = await self._call(action, params, max_bytes)
         except DeliveryError as error:
             self.problem, self._owner = error.reason, ""
             raise
@@ -252,13 +254,14 @@ class HttpApi:
         """End the session."""
         await self._connection.close()
 
-    async def _call(self, action: str, params: Mapping[str, Any]) -> Answer:
+    async def _call(self, action: str, params: Mapping[str, Any], max_bytes: int) -> Answer:
         token = self._token.current
         response = await self._connection.call(
             "POST",
             f"/{action}",
             orjson.dumps(params),
             authorization=f"Bearer {token}" if token else None,
+            max_bytes=max_bytes,
         )
         status = response.status
         try:

@@ -170,7 +170,8 @@ def quoted_id(message: object) -> str:
 class Content:
     """What a message holds. ``text`` is without the bot's own mention.
 
-    ``unreadable`` names the kind of a message without any text. ``to_bot``: the bot is mentioned.
+    ``unreadable`` names the kind of a message without any text. ``to_bot``: the bot is mentioned. ``ids`` are what
+    the client knows each attachment by, ``""`` where it says none.
     """
 
     text: str = ""
@@ -179,6 +180,7 @@ class Content:
     reply_to: str | None = None
     to_bot: bool = False
     unreadable: str | None = None
+    ids: tuple[str, ...] = ()
 
 
 def read_message(message: object, self_id: str) -> Content:
@@ -205,6 +207,7 @@ class _Reader:
     room: int = MAX_TEXT
     gap: bool = False  # the bot's own mention stood here
     attachments: list[Attachment] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
     mentions: list[Mention] = field(default_factory=list)
     reply_to: str | None = None
     to_bot: bool = False
@@ -273,7 +276,11 @@ class _Reader:
             name = text_of(data.get("name") or data.get("file"))
         elif kind == "json":
             name = _prompt(data.get("data"))
-        self.attachments.append(Attachment(ours, _key(data), name[:_MAX_NAME]))
+        found = _id(data)
+        url = text_of(data.get("url"))
+        key = url if is_address(url) and len(url) <= _MAX_KEY else found
+        self.attachments.append(Attachment(ours, key, name[:_MAX_NAME]))
+        self.ids.append(found)
 
     def content(self) -> Content:
         text = "".join(self.pieces).strip()
@@ -293,17 +300,20 @@ class _Reader:
             self.reply_to,
             self.to_bot,
             unreadable,
+            tuple(self.ids),
         )
 
 
-def _key(data: Mapping[str, Any]) -> str:
-    """Return what to fetch an attachment by: its web address, else an id; never a path of this machine."""
-    url = text_of(data.get("url"))
-    if url.startswith(("https://", "http://")) and len(url) <= _MAX_KEY:
-        return url
+def is_address(key: str) -> bool:
+    """Say whether what an attachment is fetched by is a web address."""
+    return key.startswith(("https://", "http://"))
+
+
+def _id(data: Mapping[str, Any]) -> str:
+    """Return what the client knows a file by; never a path of its machine, and a group's ids begin with a slash."""
     for name in ("file_id", "id", "file"):
         value = id_of(data.get(name))
-        if value and not value.startswith(("/", ".")) and "://" not in value:
+        if value and (name == "file_id" or not value.startswith(("/", "."))) and "://" not in value:
             return value
     return ""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import hmac
 import itertools
 import signal
@@ -205,7 +206,8 @@ class FakeOneBot:
 
     ``visible`` holds what the bot sent, ``calls`` every call as ``(transport, action, params)``, ``requests`` what
     people have asked for by its flag, and whether it was approved (None: not answered yet). With ``report_self``
-    the bot's own messages come back as events. ``no_history`` takes those actions away.
+    the bot's own messages come back as events. ``no_history`` takes those actions away. ``files`` holds what the
+    people have sent, by its id, or whatever else the client shall say of it.
     """
 
     def __init__(
@@ -226,6 +228,7 @@ class FakeOneBot:
         self.visible: list[VisibleMessage] = []
         self.calls: list[tuple[str, str, dict[str, Any]]] = []
         self.requests: dict[str, bool | None] = {}
+        self.files: dict[str, bytes | dict[str, Any]] = {}
         self.links: list[Link] = []
         self.sent = asyncio.Event()  # set by every message that becomes visible
         self.url = ""
@@ -292,6 +295,14 @@ class FakeOneBot:
         event = message_event(message, **fields)
         self._told.append(event)
         return event
+
+    def attach(
+        self, data: bytes | dict[str, Any], kind: str = "image", name: str = "a.png", *, url: str = ""
+    ) -> dict[str, Any]:
+        """Return the segment of a picture or file that somebody sends; without ``url`` the client alone has it."""
+        file_id = f"file-{self.next_id()}"
+        self.files[file_id] = data
+        return {"type": kind, "data": {"file": name, "file_id": file_id} | ({"url": url} if url else {})}
 
     async def say(self, message: Message, **fields: Any) -> dict[str, Any]:
         """Say something in a chat: every open event socket is told. Returns the event."""
@@ -464,13 +475,24 @@ class FakeOneBot:
                     return _failed(1200, "请求不存在或已处理")
                 self.requests[flag] = params.get("approve") is not False
                 return _ok(None)
-            case "get_group_member_info":
-                return self._member(params)
+            case "get_image" | "get_file" | "get_group_member_info":
+                return self._member(params) if "member" in action else self._file(params)
             case "get_group_info":
                 return _ok({**_GROUP, "group_id": params.get("group_id")})
             case "get_login_info":
                 return _ok({"user_id": self.self_id, "nickname": "bot"})
         return _failed(1404 if by == "ws" else 200, f"不支持的Api {action}")
+
+    def _file(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return a file as NapCat does: its path there, and what is in it."""
+        name = str(params.get("file") or params.get("file_id"))
+        data = self.files.get(name)
+        if data is None:
+            return _failed(1200, "file not found")
+        if isinstance(data, dict):
+            return _ok(data)
+        path = f"/app/.config/QQ/{name}"
+        return _ok({"file": path, "url": path, "base64": base64.b64encode(data).decode()})
 
     def _member(self, params: dict[str, Any]) -> dict[str, Any]:
         """Return a member of a group as his last message there tells him."""

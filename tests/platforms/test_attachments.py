@@ -12,6 +12,7 @@ from feishu_bot.config import BudgetSettings
 from feishu_bot.store.schema import budget_windows, inbox, messages, reservations, usage
 from feishu_bot.testing.feishu import Failure, make_event, mention, message_event
 from feishu_bot.testing.model import Behaviour
+from feishu_bot.testing.onebot import Failure as OneBotFailure
 from feishu_bot.testing.qq import group_event, private_event
 from tests.ai.pictures import png
 from tests.platforms.rooms import house, until
@@ -51,6 +52,8 @@ async def send_picture(found: Any, platform: str, data: bytes = PICTURE, *, word
             content = {"title": "", "content": elements}
         event = message_event(content, message_type=kind, message_id="om_picture", open_id="ou_ann")
         fake.resources["om_picture", "img_1"] = data
+    elif platform == "onebot":
+        event = fake.make([{"type": "text", "data": {"text": words}}, fake.attach(data)])
     else:
         event = private_event(words or " ", attachments=[fake.attach(data)])
     await found.post(platform, event)
@@ -58,7 +61,7 @@ async def send_picture(found: Any, platform: str, data: bytes = PICTURE, *, word
 
 
 @pytest.mark.parametrize("words", ["", "what is it?"])
-@pytest.mark.parametrize("platform", ["feishu", "qq"])
+@pytest.mark.parametrize("platform", ["feishu", "qq", "onebot"])
 async def test_a_model_that_takes_pictures_is_shown_what_a_user_sends(folder, platform, words):
     async with house(folder) as found:
         await send_picture(found, platform, words=words)
@@ -248,6 +251,70 @@ async def test_an_address_in_our_own_network_is_never_fetched(folder, url):
         await found.post("qq", private_event("look", attachments=[picture]))
         await found.settled()
         assert found.rooms["qq"].texts() == [LOST]
+
+
+# -------------------------------------------------------------------------------------------------- OneBot
+
+
+def text(words: str) -> dict[str, Any]:
+    return {"type": "text", "data": {"text": words}}
+
+
+@pytest.mark.parametrize("where", ["http://{api}/send_private_msg?user_id=1&message=x", "https://127.0.0.1:1/a.png",
+                                   "https://10.0.0.1/a", "http://localhost/a", "https://[::1", "http://"])  # fmt: skip
+async def test_a_picture_at_a_private_address_is_asked_of_the_client_and_nobody_calls_there(folder, where):
+    async with house(folder) as found:
+        fake = found.rooms["onebot"].fake
+        url = where.format(api=fake.url.removeprefix("http://"))
+        picture = fake.attach(PICTURE, url=url)
+        await found.post("onebot", fake.make([text("look"), picture]))
+        await found.settled()
+        assert parts_of(found) == ["look", PICTURE]
+        assert [action for _, action, _ in fake.calls] == ["get_msg", "get_image", "send_private_msg"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"file": "/etc/passwd"},
+        {"file": "file:///etc/passwd", "url": "file:///etc/passwd"},
+        {"file": "", "url": "https://127.0.0.1:1/a.png"},
+        {"base64": "no base64!"},
+        {"base64": ["x"], "url": 7},
+        {"base64": "AAAA" * 3_000_000},
+        [],
+    ],
+    ids=["path", "file", "private", "broken", "of other types", "too large", "nothing"],
+)
+async def test_what_the_client_cannot_give_is_told_and_no_path_is_read(folder, answer):
+    async with house(folder) as found:
+        found.app.pipeline._attachments._sleep = _no_sleep
+        fake = found.rooms["onebot"].fake
+        await found.post("onebot", fake.make([text("look"), fake.attach(answer)]))
+        await found.settled()
+        assert fake.texts() == [LOST]
+        assert not found.model.requests
+
+
+@pytest.mark.parametrize("group", [None, 30003])
+async def test_a_file_of_a_onebot_chat_is_read_to_the_model(folder, group):
+    async with house(folder) as found:
+        fake = found.rooms["onebot"].fake
+        note = fake.attach("注意".encode(), "file", "note.md")
+        await found.post("onebot", fake.make([text("sum it up"), note], group_id=group, at=group is not None))
+        await found.settled()
+        assert parts_of(found) == ["sum it up\n\nnote.md:\n注意"]
+        first = "get_private_file_url" if group is None else "get_group_file_url"
+        assert [action for _, action, _ in fake.calls][:2] == [first, "get_file"]
+
+
+async def test_a_client_that_is_away_for_a_moment_is_asked_again(folder):
+    async with house(folder) as found:
+        found.app.pipeline._attachments._sleep = _no_sleep
+        fake = found.rooms["onebot"].fake
+        fake.fail(OneBotFailure(words="timeout"), on="get_image")
+        await send_picture(found, "onebot", words="look")
+        assert parts_of(found) == ["look", PICTURE]
 
 
 # -------------------------------------------------------------------------------------------------- budgets
