@@ -13,7 +13,6 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-import psycopg
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -64,14 +63,19 @@ class Notices:
     async def stop(self) -> None:
         """Stop listening."""
         self._stopped.set()
+        if self._thread is None:
+            return
+        import psycopg  # noqa: PLC0415  # on PostgreSQL only
+
         with self._waiting, suppress(OSError, psycopg.Error):
             if self._listening is not None:  # it waits for its server; nothing but the socket's end wakes it
                 with socket.socket(fileno=os.dup(self._listening.fileno())) as line:
                     line.shutdown(socket.SHUT_RDWR)
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join)
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        import psycopg  # noqa: PLC0415  # on PostgreSQL only
+
         while not self._stopped.is_set():
             try:
                 self._listen(loop)

@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import psycopg
-import pymysql
-from pymysql.cursors import SSCursor
 from sqlalchemy import DateTime, create_engine, inspect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -57,8 +54,15 @@ def driver_errors() -> Iterator[None]:
     """Turn the errors of drivers that are used without SQLAlchemy into StoreUnavailable with a reason."""
     try:
         yield
-    except (sqlite3.Error, psycopg.Error, pymysql.Error, DBAPIError, PoolTimeout) as error:
+    except _errors_of_drivers() as error:  # asked for when something is raised, and not before
         raise StoreUnavailable(reason_of(error)) from error
+
+
+def _errors_of_drivers() -> tuple[type[Exception], ...]:
+    import psycopg  # noqa: PLC0415  # a bot on SQLite needs no other database's driver
+    import pymysql  # noqa: PLC0415  # as above
+
+    return (sqlite3.Error, psycopg.Error, pymysql.Error, DBAPIError, PoolTimeout)
 
 
 def is_kept(table: Table) -> bool:
@@ -141,7 +145,11 @@ class Snapshot:
             cursor = driver.cursor(name="snapshot")
             cursor.itersize = _FETCH
             return cursor
-        return driver.cursor(SSCursor) if self.kind == "mariadb" else driver.cursor()
+        if self.kind == "mariadb":
+            from pymysql.cursors import SSCursor  # noqa: PLC0415  # on MariaDB only
+
+            return driver.cursor(SSCursor)
+        return driver.cursor()
 
     def _read_next_ids(self) -> dict[str, int]:
         """Return the next id of each table that makes its own; ids of removed rows are not used again."""

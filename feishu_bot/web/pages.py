@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+from functools import cached_property
 from http.cookies import CookieError
 from mimetypes import guess_type
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from feishu_bot.web.words import Language, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from jinja2 import Environment
 
     from feishu_bot.web.accounts import Visitor
 
@@ -31,7 +33,12 @@ class Pages:
         self._base = base
         self._default = default_language
         self._words: dict[Language, dict[str, str]] = {"zh": words("zh"), "en": words("en")}
-        self._environment = Environment(
+
+    @cached_property
+    def _environment(self) -> Environment:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415  # when a page is opened
+
+        return Environment(
             loader=FileSystemLoader(_HERE / "templates"),
             autoescape=True,
             undefined=StrictUndefined,

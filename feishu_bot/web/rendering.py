@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import html
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Final
 
-import nh3
-from markdown_it import MarkdownIt
-from markdown_it.rules_inline.emphasis import tokenize
-
 if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
     from markdown_it.rules_inline import StateInline
 
 MAX_CHARS: Final = 20_000  # of a longer text the source is shown as it is
@@ -38,6 +35,8 @@ def _emphasis(state: StateInline, silent: bool) -> bool:  # noqa: FBT001  # the 
 
     These languages put no blank behind punctuation, so that CommonMark finds no end in ``**注意：**请看``.
     """
+    from markdown_it.rules_inline.emphasis import tokenize  # noqa: PLC0415  # see _markdown
+
     start, before = state.pos, len(state.delimiters)
     if not tokenize(state, silent):
         return False
@@ -50,12 +49,19 @@ def _emphasis(state: StateInline, silent: bool) -> bool:  # noqa: FBT001  # the 
     return True
 
 
-_markdown: Final = (
-    MarkdownIt("commonmark", {"html": False, "linkify": False, "breaks": True, "maxNesting": _MAX_NESTING})
-    .enable(["table", "strikethrough"])
-    .disable(["image"])
-)
-_markdown.inline.ruler.at("emphasis", _emphasis)
+@cache
+def _markdown() -> MarkdownIt:
+    from markdown_it import MarkdownIt  # noqa: PLC0415  # a bot whose pages nobody opens never needs it
+
+    markdown = (
+        MarkdownIt(
+            "commonmark", {"html": False, "linkify": False, "breaks": True, "maxNesting": _MAX_NESTING}
+        )
+        .enable(["table", "strikethrough"])
+        .disable(["image"])
+    )
+    markdown.inline.ruler.at("emphasis", _emphasis)
+    return markdown
 
 
 @lru_cache(_REMEMBERED)
@@ -63,8 +69,10 @@ def render(text: str) -> str:
     """Return a text as HTML, made of an allow-list of elements; links open elsewhere and tell nobody who we are."""
     if len(text) > MAX_CHARS:
         return f"<pre>{html.escape(text)}</pre>"
+    import nh3  # noqa: PLC0415  # as above
+
     return nh3.clean(
-        _markdown.render(text),
+        _markdown().render(text),
         tags=set(_TAGS),
         attributes={tag: set(names) for tag, names in _ATTRIBUTES.items()},
         url_schemes={"http", "https", "mailto"},

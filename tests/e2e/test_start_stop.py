@@ -77,6 +77,41 @@ async def test_the_program_itself_starts_in_an_empty_folder_answers_and_stops(ht
     assert (tmp_path / "data" / "conversations.db").exists()
 
 
+async def test_a_plain_start_imports_nothing_that_only_pages_accounts_vendors_or_other_databases_need(
+    tmp_path,
+):
+    (tmp_path / "config.yaml").write_text(
+        "server: {port: 0}\nplugins: {enabled: []}\nlogging: {format: json}\n"
+    )
+    log = tmp_path / "log"
+    with log.open("wb") as stream:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-X", "importtime", str(ROOT / "bot.py"), "run", cwd=tmp_path, stderr=stream
+        )
+        await until(
+            lambda: process.returncode is not None or '"event":"ready"' in log.read_text(), "the start"
+        )
+        serving = process.returncode is None
+        if serving:
+            process.terminate()
+        await process.wait()
+    assert serving, log.read_text()[-2000:]
+    imported = {
+        line.rpartition("|")[2].strip().partition(".")[0]
+        for line in log.read_text().splitlines()
+        if line.startswith("import time:")
+    }
+    assert {"aiohttp", "feishu_bot", "sqlalchemy", "tiktoken"} <= imported  # the list itself is whole
+    assert not imported & {
+        *("jinja2", "markdown_it", "nh3"),  # pages that somebody opens
+        *("argon2", "_argon2_cffi_bindings"),  # passwords
+        *("psycopg", "psycopg_binary", "pymysql"),  # other databases
+        *("mcp", "pydantic_ai", "anthropic", "openai", "google"),  # models and tools that are not configured
+        *("alembic", "mako"),  # migrations of an older schema
+        *("httpx", "requests", "numpy", "playwright"),
+    }
+
+
 async def test_messages_recorded_before_a_start_are_answered_by_it(bots, people, feishu, db_url, record):
     config = configuration(db_url, feishu=feishu)
     bot = await bots.start(config, crash=("acknowledged", 3))
