@@ -42,6 +42,7 @@ from feishu_bot.store.trouble import count_conversations
 from feishu_bot.store.work import Change
 from feishu_bot.toolbox import Toolbox
 from feishu_bot.waiters import Waiters
+from feishu_bot.web.admin import Inside
 from feishu_bot.web.chat import Chat
 from feishu_bot.web.doors import ChatView, Doors
 from feishu_bot.web.health import Health
@@ -239,6 +240,7 @@ class App:
             account=account,
             language=lambda: self.settings.chat.language,
             chat=self._chat_view,
+            inside=self._inside(),
         )
         webhooks = Webhooks(
             self.platforms, self.intake, self.gate, self.metrics, clock=clock, reached=self._reached
@@ -254,6 +256,18 @@ class App:
             send=send,
             health=health,
             listening=self._process.listening,
+        )
+
+    def _inside(self) -> Inside:
+        return Inside(
+            settings=lambda: self.settings,
+            origins=lambda: self.operation.origins,
+            budgets=lambda: self.pipeline.planner.budgets,
+            schedule=self.schedule,
+            platforms=self.platforms,
+            problems=lambda: self._broken() + self._degraded(),
+            lines=self._process.lines,
+            retried=self.worker.poll_now,
         )
 
     def _chat_view(self) -> ChatView:

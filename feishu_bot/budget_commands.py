@@ -10,6 +10,7 @@ from feishu_bot.hooks import Command
 from feishu_bot.model import make_key, person_key
 from feishu_bot.store import allowances
 from feishu_bot.store import budgets as ledger
+from feishu_bot.store.audit import Order
 from feishu_bot.store.people import Person
 from feishu_bot.store.work import Amounts
 from feishu_bot.texts import TEXTS, amount, say
@@ -134,9 +135,9 @@ def _words(message: InboundMessage, args: str) -> list[str]:
     return args.split()
 
 
-def _order_of(message: InboundMessage, target: str) -> allowances.Order:
+def _order_of(message: InboundMessage, target: str) -> Order:
     source = make_key("order", message.account, message.event_key)
-    return allowances.Order(message.person, target, source)
+    return Order(message.person, target, source)
 
 
 def _read_amount(text: str, charge: Charge) -> tuple[int, int, int] | None:

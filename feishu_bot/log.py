@@ -30,6 +30,8 @@ MIN_SECRET_LENGTH = 3  # shorter texts stand in every other word
 _MINUTE_S = 60.0
 RECENT = 10  # warnings and errors that are remembered
 _MAX_REASON = 300  # characters of one of them
+RECENT_LINES = 2000  # lines of the log that are remembered
+_MAX_LINE = 2000  # characters of one of them
 
 _bound: ContextVar[Mapping[str, Any]] = ContextVar("log_fields", default={})  # noqa: B039 - it is never changed
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -244,17 +246,42 @@ class RecentErrors(logging.Handler):
         ]
 
 
+class RecentLines:
+    """The last lines that were written, with their instants (Unix seconds) and levels: an hour, or ``most``."""
+
+    def __init__(self, *, most: int = RECENT_LINES) -> None:
+        self._last: deque[tuple[float, str, str]] = deque(maxlen=most)
+
+    def add(self, record: logging.LogRecord, line: str) -> None:
+        """Remember a line; of a very long one, its beginning."""
+        self._last.append((record.created, record.levelname.lower(), line[:_MAX_LINE]))
+
+    def last(self, since: float) -> list[tuple[float, str, str]]:
+        """Return those written since an instant, the newest first."""
+        return [line for line in reversed(self._last.copy()) if line[0] >= since]
+
+
 class _Handler(logging.StreamHandler["TextIO"]):
-    """Marks the handler that ``configure`` has put in, so that the next one replaces it."""
+    """The handler that ``configure`` has put in; the next one replaces it and goes on with its ``lines``."""
+
+    def __init__(self, stream: TextIO, lines: RecentLines) -> None:
+        super().__init__(stream)
+        self.lines = lines
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        self.lines.add(record, line)
+        return line
 
 
 class Logging:
     """The logging that is in force; ``close`` takes it away again. ``errors`` holds what went wrong lately."""
 
-    def __init__(self, handler: logging.Handler, errors: RecentErrors, secrets: SecretFilter) -> None:
+    def __init__(self, handler: _Handler, errors: RecentErrors, secrets: SecretFilter) -> None:
         self._handler = handler
         self._secrets = secrets
         self.errors = errors
+        self.lines = handler.lines
 
     def hide(self, secrets: Iterable[str]) -> None:
         """Hide these values too from now on."""
@@ -272,10 +299,12 @@ def configure(settings: LogSettings, *, secrets: Iterable[str] = (), stream: Tex
     Called again, it replaces what it set before (a reload). ``secrets`` are values that no line may show.
     """
     hidden = SecretFilter(secrets)
-    handler = _Handler(stream if stream is not None else sys.stderr)
-    handler.setFormatter(JsonFormatter(hidden) if settings.format == "json" else ConsoleFormatter(hidden))
     root = logging.getLogger()
-    for old in [old for old in root.handlers if isinstance(old, _Handler)]:
+    replaced = [old for old in root.handlers if isinstance(old, _Handler)]
+    lines = replaced[-1].lines if replaced else RecentLines()
+    handler = _Handler(stream if stream is not None else sys.stderr, lines)
+    handler.setFormatter(JsonFormatter(hidden) if settings.format == "json" else ConsoleFormatter(hidden))
+    for old in replaced:
         root.removeHandler(old)
     root.addHandler(handler)
     errors = next((known for known in root.handlers if isinstance(known, RecentErrors)), None)

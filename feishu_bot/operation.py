@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from feishu_bot import log as logs
@@ -21,13 +21,13 @@ from feishu_bot.store.notices import Notices
 from feishu_bot.store.work import LEASE_MS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from socket import socket
 
     from feishu_bot.ai.circuit import Circuits
     from feishu_bot.app import App
     from feishu_bot.config import BotSettings, Loaded
-    from feishu_bot.log import RecentErrors
+    from feishu_bot.log import RecentErrors, RecentLines
     from feishu_bot.peers import Peers
 
 log = logging.getLogger(__name__)
@@ -44,12 +44,15 @@ class Process:
 
     ``listening`` gives the sockets of a port that workers share, ``peers`` are those workers; ``supervised`` is true
     where a parent decides when to stop at once, ``replaces`` the owner of leases that this worker has replaced.
-    ``reread`` reads the configuration again and raises ConfigError.
+    ``reread`` reads the configuration again and raises ConfigError; ``origins`` tell where each value came from.
+    ``errors`` and ``lines`` are what this process has logged lately.
     ``lease_ms``: how long a lane is held without being renewed; shorter ones are for tests.
     """
 
     reread: Callable[[], Loaded] | None = None
     errors: RecentErrors | None = None
+    lines: RecentLines | None = None
+    origins: Mapping[str, str] = field(default_factory=dict)
     peers: Peers | None = None
     listening: Callable[[], Sequence[socket]] | None = None
     supervised: bool = False
@@ -66,6 +69,7 @@ class Operation:
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._replaced: list[Agent] = []
+        self.origins = process.origins
         self.controls = Controls(
             app.store,
             worker=app.worker,
@@ -190,6 +194,9 @@ class Operation:
         if any(path.startswith("ai.mcp_servers") for path in applied):
             await app.mcp_servers.configure(settings.ai.mcp_servers)
         app.configure(settings)
+        self.origins = dict(self.origins) | {
+            path: origin for path, origin in loaded.origins.items() if is_live(path)
+        }
         self.alerts.configure(settings)
         if self._process.errors is not None:
             logs.configure(settings.logging, secrets=loaded.secret_values())

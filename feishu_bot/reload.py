@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from feishu_bot.config import BotSettings
 
-_LIVE: Final = ("access", "ai", "alerts", "budget_margin", "budgets", "chat", "logging")
+_LIVE: Final = ("access", "admin", "ai", "alerts", "budget_margin", "budgets", "chat", "logging")
 _LIVE_OF_SERVER: Final = ("max_waiting", "max_waiting_age_s", "min_free_mb")
 # Platforms drop on arrival what is not addressed; what a store keeps in memory is made for its settings.
 _FIXED_IN: Final = {"ai": "conversation_persistence", "chat": "require_at_in_groups"}

@@ -200,6 +200,11 @@ class Schedule:
                 task.cancel()
             await asyncio.wait(self._tasks, timeout=_CANCEL_TIMEOUT_S)
 
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """All jobs."""
+        return tuple(self._jobs.values())
+
     def next_fires(self) -> dict[str, datetime | None]:
         """Return when each job with a time fires next, in UTC; one that never does is not there."""
         now = self._now()

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from feishu_bot.config import Loaded
-    from feishu_bot.log import RecentErrors
+    from feishu_bot.log import RecentErrors, RecentLines
 
 log = logging.getLogger(__name__)
 
@@ -95,12 +95,14 @@ class Supervisor:
         *,
         reread: Callable[[], Loaded],
         errors: RecentErrors | None = None,
+        lines: RecentLines | None = None,
         ready: Callable[[str], None] = lambda _url: None,
         lease_ms: int = LEASE_MS,
     ) -> None:
         self._loaded = loaded
         self._reread = reread
         self._errors = errors
+        self._lines = lines
         self._ready = ready
         self._lease_ms = lease_ms
         self._count = loaded.settings.server.workers
@@ -235,6 +237,8 @@ class Supervisor:
             process = Process(
                 reread=self._reread,
                 errors=self._errors,
+                lines=self._lines,
+                origins=self._loaded.origins,
                 peers=Peers(self._folder, self._count, number),
                 listening=lambda: [address.listening() for address in self._address],
                 supervised=True,

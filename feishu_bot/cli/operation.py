@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -21,9 +20,7 @@ if TYPE_CHECKING:
 
     from feishu_bot.cli.shared import Act
     from feishu_bot.config import BotSettings
-    from feishu_bot.store.controls import Orders, Process
-    from feishu_bot.store.leases import Depth
-    from feishu_bot.store.work import Transaction
+    from feishu_bot.store.controls import Process
 
 _LOOK_S: Final = 0.3
 _ANSWER_S: Final = 15.0  # for every process to follow an order
@@ -33,10 +30,6 @@ _ANSWER_S: Final = 15.0  # for every process to follow an order
 def _opened(config_file: str | None) -> Iterator[tuple[BotSettings, Act]]:
     with open_settings(config_file) as settings, open_database(settings) as act:
         yield settings, act
-
-
-def _instant(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _age(ms: float | None) -> str:
@@ -59,45 +52,13 @@ def _age(ms: float | None) -> str:
 def status(config_file: str | None, *, as_json: bool) -> None:
     """Show every server process, what waits, what is paused and the last errors."""
     with _opened(config_file) as (_, act):
-        found = act(_read_status)
+        from feishu_bot.store import console  # noqa: PLC0415  # SQLAlchemy takes longer than --help
+
+        found = act(console.status)
     if as_json:
         click.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
     else:
         _show_status(found)
-
-
-def _read_status(tx: Transaction) -> dict[str, Any]:
-    from feishu_bot.store import controls, leases, trouble  # noqa: PLC0415  # SQLAlchemy takes longer than --help
-
-    depth: Depth = leases.depth(tx)
-    orders: Orders = controls.read_orders(tx)
-    dead, parts = trouble.given_up_since(tx, 0)
-
-    def age(instant: int | None) -> int | None:
-        return None if instant is None else max(0, tx.now_ms - instant)
-
-    return {
-        "waiting": depth.waiting,
-        "oldest_ms": age(depth.oldest_at),
-        "outbox": depth.unsent,
-        "outbox_oldest_ms": age(depth.oldest_unsent_at),
-        "dead_messages": dead,
-        "dead_parts": parts,
-        "pauses": [
-            {"target": p.target, "since": _instant(p.at), "say": p.say, "by": p.by} for p in orders.pauses
-        ],
-        "processes": [
-            {
-                "host": server.owner.host.partition("/")[0],
-                "pid": server.owner.pid,
-                "version": server.version,
-                "up_ms": age(server.started_at),
-                "seen_ms": age(server.heartbeat_at),
-                **server.report,
-            }
-            for server in controls.read_servers(tx)
-        ],
-    }
 
 
 def _show_status(found: dict[str, Any]) -> None:

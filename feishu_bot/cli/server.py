@@ -59,13 +59,24 @@ def run(
             if not hasattr(os, "fork"):
                 raise click.UsageError("server.workers: this system cannot fork; run 1, or several servers")
             supervisor = Supervisor(
-                loaded, reread=reread, errors=logging.errors, ready=_say_url, lease_ms=round(lease_s * 1000)
+                loaded,
+                reread=reread,
+                errors=logging.errors,
+                lines=logging.lines,
+                ready=_say_url,
+                lease_ms=round(lease_s * 1000),
             )
             sys.exit(supervisor.run())
         from feishu_bot.app import App  # noqa: PLC0415  # see above
         from feishu_bot.operation import Process  # noqa: PLC0415  # see above
 
-        process = Process(reread=reread, errors=logging.errors, lease_ms=round(lease_s * 1000))
+        process = Process(
+            reread=reread,
+            errors=logging.errors,
+            lines=logging.lines,
+            origins=loaded.origins,
+            lease_ms=round(lease_s * 1000),
+        )
         asyncio.run(App(loaded.settings, process).run(ready=_say_where))
     finally:
         logging.close()

@@ -1,10 +1,11 @@
 """The typed settings tree and its loader; the only reader of the environment."""
 
 from feishu_bot.config.environment import Database, database_from, process_variables
-from feishu_bot.config.loader import Loaded, absolute_database, load
+from feishu_bot.config.loader import Loaded, absolute_database, load, secret_values
 from feishu_bot.config.providers import PROVIDERS, Provider
 from feishu_bot.config.settings import (
     AccessSettings,
+    AdminSettings,
     AgentSettings,
     AISettings,
     AlertSettings,
@@ -25,7 +26,7 @@ from feishu_bot.config.settings import (
     ScheduleSettings,
     ServerSettings,
 )
-from feishu_bot.config.text import commented_config, configuration_page
+from feishu_bot.config.text import commented_config, configuration_page, render
 from feishu_bot.config.values import (
     Duration,
     HttpUrl,
@@ -42,6 +43,7 @@ __all__ = [
     "PROVIDERS",
     "AISettings",
     "AccessSettings",
+    "AdminSettings",
     "AgentSettings",
     "AlertSettings",
     "BotSettings",
@@ -78,4 +80,6 @@ __all__ = [
     "load",
     "parse_duration",
     "process_variables",
+    "render",
+    "secret_values",
 ]

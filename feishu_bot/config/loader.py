@@ -99,7 +99,12 @@ class Loaded:
 
     def secret_values(self) -> frozenset[str]:
         """Return every secret value of the tree, for the log's filter."""
-        return frozenset(_secret_values(self.settings, ()))
+        return secret_values(self.settings)
+
+
+def secret_values(settings: BotSettings) -> frozenset[str]:
+    """Return every secret value of a tree of settings."""
+    return frozenset(_secret_values(settings, ()))
 
 
 def load(

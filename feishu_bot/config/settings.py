@@ -469,6 +469,12 @@ class PluginSettings(Settings):
     )
 
 
+class AdminSettings(Settings):
+    """The console, for operators in a browser."""
+
+    enabled: bool = Field(True, description="whether there is a console at /admin")
+
+
 class LogSettings(Settings):
     """What is logged, and how."""
 
@@ -507,6 +513,7 @@ class BotSettings(Settings):
     schedule: ScheduleSettings = Field(ScheduleSettings(), description="when jobs run")
     alerts: tuple[AlertSettings, ...] = Field((), description="who is told when something is wrong")
     plugins: PluginSettings = Field(PluginSettings(), description="the operator's plugins")
+    admin: AdminSettings = Field(AdminSettings(), description="the console at /admin")
     logging: LogSettings = Field(LogSettings(), description="what is logged, and how")
 
     @model_validator(mode="after")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import orjson
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, update
 
-from feishu_bot.store import budgets
+from feishu_bot.store import audit, budgets
 from feishu_bot.store.engine import insert_add
-from feishu_bot.store.schema import audit, budget_windows
+from feishu_bot.store.schema import budget_windows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from feishu_bot.store.audit import Order
     from feishu_bot.store.work import Amounts, Balance, Charge, Transaction, WindowKey
 
 _w = budget_windows.c
@@ -27,17 +26,9 @@ _BEGIN_ANEW = (
 )
 
 
-class Order(NamedTuple):
-    """An operator's order. ``source`` makes it the same one when it is carried out again."""
-
-    actor: str
-    target: str
-    source: str
-
-
 def grant(tx: Transaction, charges: Sequence[Charge], amounts: Amounts, order: Order) -> bool:
     """Add to the limits of these budgets, for their window now; False if this order was carried out before."""
-    if _known(tx, order.source):
+    if audit.known(tx, order.source):
         return False
     before = budgets.read_balances(tx, charges)
     added = ("granted", "granted_requests", "granted_micro_usd")
@@ -45,7 +36,8 @@ def grant(tx: Transaction, charges: Sequence[Charge], amounts: Amounts, order: O
     for budget, key, start in sorted({charge.window for charge in charges}):
         row = {"budget": budget, "key": key, "window_start": start}
         tx.connection.execute(statement, row | dict(zip(added, amounts, strict=True)))
-    _note(tx, "budget.grant", order, before, budgets.read_balances(tx, charges))
+    after = budgets.read_balances(tx, charges)
+    audit.note(tx, "budget.grant", order, before=_told(before), after=_told(after))
     return True
 
 
@@ -54,34 +46,18 @@ def reset(tx: Transaction, charges: Sequence[Charge], order: Order) -> bool:
 
     The ledger is not changed. False if this order was carried out before.
     """
-    if _known(tx, order.source):
+    if audit.known(tx, order.source):
         return False
     before = budgets.read_balances(tx, charges)
     for budget, key, start in sorted(before):
         tx.connection.execute(_BEGIN_ANEW, {"b": budget, "k": key, "s": start})
-    _note(tx, "budget.reset", order, before, budgets.read_balances(tx, charges))
+    after = budgets.read_balances(tx, charges)
+    audit.note(tx, "budget.reset", order, before=_told(before), after=_told(after))
     return True
 
 
-def _known(tx: Transaction, source: str) -> bool:
-    return tx.connection.execute(select(audit.c.id).where(audit.c.source == source)).first() is not None
-
-
-def _note(
-    tx: Transaction,
-    action: str,
-    order: Order,
-    before: Mapping[WindowKey, Balance],
-    after: Mapping[WindowKey, Balance],
-) -> None:
-    at = datetime.fromtimestamp(tx.now_ms / 1000, UTC)
-    values = {"at": at, "action": action, "before": _json(before), "after": _json(after)}
-    tx.connection.execute(insert(audit).values(values | order._asdict()))
-
-
-def _json(balances: Mapping[WindowKey, Balance]) -> str:
-    told: dict[str, Any] = {
+def _told(balances: Mapping[WindowKey, Balance]) -> dict[str, Any]:
+    return {
         budget: {"used": balance.used._asdict(), "granted": balance.granted._asdict()}
         for (budget, _, _), balance in sorted(balances.items())
     }
-    return orjson.dumps(told).decode()

@@ -400,20 +400,17 @@ class DeadLetter:
 
 
 _LETTER_ID = re.compile(r"(in|out)-(\d{1,18})", re.ASCII)
-_GIVEN_UP_IN = (End.DEAD.value, End.EXPIRED.value)
-_GIVEN_UP_OUT = ("dead", "refused", "expired")
+GIVEN_UP_IN = (End.DEAD.value, End.EXPIRED.value)
+GIVEN_UP_OUT = ("dead", "refused", "expired")
 
 
 def dead_letters(tx: Transaction, *, limit: int = 200) -> list[DeadLetter]:
     """Return what was given up or expired, newest first."""
     ins = tx.connection.execute(
-        select(inbox).where(inbox.c.state.in_(_GIVEN_UP_IN)).order_by(inbox.c.ended_at.desc()).limit(limit)
+        select(inbox).where(inbox.c.state.in_(GIVEN_UP_IN)).order_by(inbox.c.ended_at.desc()).limit(limit)
     ).all()
     outs = tx.connection.execute(
-        select(outbox)
-        .where(outbox.c.state.in_(_GIVEN_UP_OUT))
-        .order_by(outbox.c.ended_at.desc())
-        .limit(limit)
+        select(outbox).where(outbox.c.state.in_(GIVEN_UP_OUT)).order_by(outbox.c.ended_at.desc()).limit(limit)
     ).all()
     letters = [
         DeadLetter(f"in-{r.id}", r.account, r.state, r.reason or "", r.attempts, r.ended_at, r.payload)
@@ -444,7 +441,7 @@ def retry_dead(tx: Transaction, ids: Sequence[str], *, shard: int = 0) -> list[s
         if match is None:
             continue
         side, number = match.groups()
-        table, states = (inbox, _GIVEN_UP_IN) if side == "in" else (outbox, _GIVEN_UP_OUT)
+        table, states = (inbox, GIVEN_UP_IN) if side == "in" else (outbox, GIVEN_UP_OUT)
         row = tx.connection.execute(
             select(table).where(
                 table.c.id == int(number),
@@ -481,7 +478,7 @@ def drop_dead(tx: Transaction, ids: Sequence[str], *, shard: int = 0) -> list[st
         if match is None:
             continue
         side, number = match.groups()
-        table, states = (inbox, _GIVEN_UP_IN) if side == "in" else (outbox, _GIVEN_UP_OUT)
+        table, states = (inbox, GIVEN_UP_IN) if side == "in" else (outbox, GIVEN_UP_OUT)
         row = tx.connection.execute(
             select(table.c.id, table.c.account).where(table.c.id == int(number), table.c.state.in_(states))
         ).one_or_none()

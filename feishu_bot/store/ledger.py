@@ -120,6 +120,40 @@ def usage_by(
     return [{by: row[0] or None} | _sums(row[1:]) for row in found]
 
 
+def usage_days_by(
+    tx: Transaction, by: str, zone: ZoneInfo, *, since: datetime, most: int = 8
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the same per day of ``zone`` and user, platform or model: those ``most`` with the most tokens.
+
+    The keys are ``("2026-03-01", name)``. An hour belongs to the day in which it begins.
+    """
+    names = [row[by] or "" for row in usage_by(tx, by, zone, since=since, limit=most)]
+    chosen = _Range(since, None, None)
+    if by == "user":
+        hour, name = hour_of(tx.kind).label("hour"), func.coalesce(_u.user_id, NOBODY).label("name")
+        parts = [select(hour, name, *_CALL).where(*chosen.calls(name.in_(names)))]
+    else:
+        of_hour, of_call = {"platform": (_h.platform, _u.platform), "model": (_h.model, _u.model)}[by]
+        calls = select(hour_of(tx.kind).label("hour"), of_call.label("name"), *_CALL)
+        first, _ = chosen.hours()
+        parts = [
+            select(_h.hour.label("hour"), of_hour.label("name"), *[_h[n] for n in NUMBERS]).where(
+                _h.hour >= first, of_hour.in_(names)
+            ),
+            calls.where(*chosen.calls(_u.fresh == 1, of_call.in_(names))),
+        ]
+        parts += [calls.where(*edge.calls(_u.fresh.is_(None), of_call.in_(names))) for edge in chosen.edges()]
+    rows = union_all(*parts).subquery()
+    sums = [func.sum(rows.c[n]) for n in NUMBERS]
+    statement = select(rows.c.hour, rows.c.name, *sums).group_by(rows.c.hour, rows.c.name)
+    found: dict[tuple[str, str], list[int]] = {}
+    for at, name, *numbers in tx.connection.execute(statement):
+        day = datetime.fromtimestamp(int(at) * HOUR_S, zone).date().isoformat()
+        before = found.get((day, name), [0] * len(NUMBERS))
+        found[day, name] = [a + int(b or 0) for a, b in zip(before, numbers, strict=True)]
+    return {key: _sums(numbers) for key, numbers in found.items()}
+
+
 def _sums(numbers: Sequence[Any]) -> dict[str, Any]:
     """Return ``NUMBERS`` as they are told. The ledger counts millionths of a dollar, so that sums are exact."""
     calls, tokens_in, tokens_out, cached, reasoning, priced, cost = [int(number or 0) for number in numbers]

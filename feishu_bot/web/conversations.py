@@ -108,7 +108,7 @@ class Conversations:
         )
         items = [
             {key: hit[key] for key in ("message_id", "conversation_id", "title", "role", "timestamp")}
-            | {"snippet": _marked(hit["snippet"])}
+            | {"snippet": marked(hit["snippet"])}
             for hit in found
         ]
         more = len(items) > limit
@@ -116,30 +116,9 @@ class Conversations:
 
     async def export(self, request: web.Request) -> web.StreamResponse:
         """Return a conversation as a file: json (which ``import`` takes), jsonl, csv or md."""
-        kind = request.query.get("format", "json")
-        if kind not in EXPORTS:
-            return error_response(400, f"format: expected {', '.join(EXPORTS)}")
         person, conversation_id = self.person(request), _path_id(request)
-
-        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace", newline="") as file:
-
-            def write() -> None:
-                self._store.read_now(lambda tx: own.check_own(tx, conversation_id, person))
-                write_conversation(self._store.read_now, conversation_id, file, kind)
-                file.seek(0)
-
-            await asyncio.to_thread(write)
-            response = web.StreamResponse(
-                headers={
-                    "Content-Type": f"{EXPORTS[kind]}; charset=utf-8",
-                    "Content-Disposition": f'attachment; filename="conversation-{conversation_id}.{kind}"',
-                    "Cache-Control": "no-store",
-                }
-            )
-            await response.prepare(request)
-            while text := await asyncio.to_thread(file.read, _CHUNK):
-                await response.write(text.encode())
-        return response
+        await self._store.read(lambda tx: own.check_own(tx, conversation_id, person))
+        return await send_export(request, self._store, conversation_id)
 
     # -------------------------------------------------------------------------------------------- changing
 
@@ -184,8 +163,12 @@ class Conversations:
         """Remove a conversation: it is gone at once, its rows follow in pieces."""
         conversation_id = _path_id(request)
         await self._change(request, conversations.hide)
-        self._later(conversations.remove_piece, conversation_id)
+        self.remove_rows(conversation_id)
         return web.Response(status=204)
+
+    def remove_rows(self, conversation_id: int) -> None:
+        """Remove what is left of a conversation that was hidden, beside all else."""
+        self._later(conversations.remove_piece, conversation_id)
 
     def _later(self, piece: Callable[[Transaction, int], object], conversation_id: int) -> None:
         """Remove rows nobody sees any more, piece by piece; what is left at an end, the next start finds."""
@@ -210,6 +193,31 @@ class Conversations:
             return function(tx, conversation_id)
 
         return await self._store.run(change)
+
+
+async def send_export(request: web.Request, store: Store, conversation_id: int) -> web.StreamResponse:
+    """Return a conversation as a file in the ``format`` asked for. Raises ConversationNotFound."""
+    kind = request.query.get("format", "json")
+    if kind not in EXPORTS:
+        return error_response(400, f"format: expected {', '.join(EXPORTS)}")
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace", newline="") as file:
+
+        def write() -> None:
+            write_conversation(store.read_now, conversation_id, file, kind)
+            file.seek(0)
+
+        await asyncio.to_thread(write)
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": f"{EXPORTS[kind]}; charset=utf-8",
+                "Content-Disposition": f'attachment; filename="conversation-{conversation_id}.{kind}"',
+                "Cache-Control": "no-store",
+            }
+        )
+        await response.prepare(request)
+        while text := await asyncio.to_thread(file.read, _CHUNK):
+            await response.write(text.encode())
+    return response
 
 
 # ----------------------------------------------------------------------------------------------------- JSON
@@ -251,7 +259,7 @@ def _page(items: list[dict[str, Any]], limit: int) -> dict[str, Any]:
     return {"items": items[:limit], "next": items[limit - 1]["id"] if more else None}
 
 
-def _marked(snippet: str) -> list[dict[str, Any]]:
+def marked(snippet: str) -> list[dict[str, Any]]:
     """Return a snippet in pieces, those that were looked for marked."""
     pieces = []
     for part in snippet.split(MARKS[0]):

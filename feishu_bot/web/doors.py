@@ -9,6 +9,9 @@ from aiohttp import web
 
 from feishu_bot import __version__
 from feishu_bot.web.accounts import VISITOR, Accounts
+from feishu_bot.web.admin import Desk, routes
+from feishu_bot.web.admin_orders import Orders
+from feishu_bot.web.admin_views import Views
 from feishu_bot.web.conversations import Conversations
 from feishu_bot.web.errors import json_response
 from feishu_bot.web.login import Login
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
     from feishu_bot.config import ServerSettings
     from feishu_bot.store.store import Store
+    from feishu_bot.web.admin import Inside
     from feishu_bot.web.words import Language
 
 _ID: Final = "{id:[0-9]{1,15}}"
@@ -45,6 +49,7 @@ class Doors:
         account: str | None,
         language: Callable[[], Language],
         chat: Callable[[], ChatView],
+        inside: Inside,
     ) -> None:
         self.accounts = Accounts(store, settings)
         self.pages = Pages(settings.base_path, language)
@@ -54,12 +59,17 @@ class Doors:
         self._conversations = Conversations(store, account)
         self._document: dict[str, Any] = {}
         self._base = settings.base_path
+        self._desk = Desk(
+            store, self.accounts, self.pages, inside, account=account or "web", base=settings.base_path
+        )
         self._login = Login(store, self.accounts, self.pages, base=settings.base_path)
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes, without the path that all begin with."""
         api, page, login, own = self.accounts.api, self.accounts.page, self._login, self._conversations
+        orders = Orders(self._desk, own.remove_rows)
         return [
+            *routes(self._desk, Views(self._desk), orders),
             web.get("/conversations", api(own.list)),
             web.get(f"/conversations/{_ID}", api(own.get)),
             web.patch(f"/conversations/{_ID}", api(own.rename)),

@@ -44,6 +44,13 @@ _TEXT: Final[Schema] = {"type": "string"}
 _INTEGER: Final[Schema] = {"type": "integer"}
 _INSTANT: Final[Schema] = {"type": "string", "format": "date-time"}
 
+
+def _order(do: str, **fields: Schema) -> dict[str, Any]:
+    """Return the shape of a form of the console; without ``sure=yes`` it is answered with a page that asks."""
+    form = _object("do", do={**_TEXT, "description": do}, sure=_TEXT, csrf=_TEXT, order=_TEXT, **fields)
+    return {"form": form, "answers": {200: {}, 303: None, 400: None, 404: None}}
+
+
 SCHEMAS: Final[dict[str, Schema]] = {
     "Error": _object("error", error=_object("code message", code=_TEXT, message=_TEXT)),
     "Usage": _object(input_tokens=_INTEGER, output_tokens=_INTEGER, total_tokens=_INTEGER, model=_TEXT),
@@ -192,6 +199,32 @@ SHAPES: Final[dict[str, dict[str, Any]]] = {
         "body": _object("old new", old=_TEXT, new=_TEXT),
         "answers": {204: None, 400: None, 403: None, 429: None},
     },
+    "GET /admin/live": {
+        "answers": {
+            200: _object(
+                "figures problems",
+                figures=_object(
+                    "waiting oldest outbox outbox_oldest dead processes",
+                    waiting=_INTEGER,
+                    oldest=_TEXT,
+                    outbox=_INTEGER,
+                    outbox_oldest=_TEXT,
+                    dead=_INTEGER,
+                    processes=_INTEGER,
+                ),
+                problems={"type": "array", "items": _TEXT},
+            )
+        }
+    },
+    "GET /admin/conversations/{id}/export": {
+        "query": {"format": "json, jsonl, csv or md"},
+        "answers": {200: {}, 404: None},
+    },
+    "POST /admin/dead": _order("retry, drop or retry_all", id=_TEXT, q=_TEXT),
+    "POST /admin/conversations": _order("delete", id=_INTEGER),
+    "POST /admin/budgets": _order("grant or reset", budget=_TEXT, key=_TEXT, unit=_TEXT, amount=_TEXT),
+    "POST /admin/jobs": _order("run", job=_TEXT),
+    "POST /admin/platforms": _order("pause or resume", target=_TEXT, say=_TEXT),
 }
 
 _REASONS: Final = {
@@ -199,6 +232,7 @@ _REASONS: Final = {
     201: "made",
     202: "taken; it will be done",
     204: "done, nothing to say",
+    303: "done; the page that says so",
     400: "the request cannot be understood",
     401: "nobody has logged in",
     403: "not allowed, or the header X-CSRFToken is missing",
@@ -214,9 +248,10 @@ def document(routes: Sequence[web.RouteDef], *, base: str, version: str) -> dict
     """Return the OpenAPI 3.1 document of these routes; pages for people are left out."""
     paths: dict[str, Any] = {}
     for route in routes:
-        if route.path in _PAGES and route.method == "GET":
-            continue
         path = _PARAMETER.sub(r"{\1}", route.path)
+        console = route.path.startswith("/admin") and f"GET {path}" not in SHAPES
+        if route.method == "GET" and (route.path in _PAGES or console):
+            continue
         paths.setdefault(path, {})[route.method.lower()] = _operation(route, path)
     return {
         "openapi": "3.1.0",
@@ -252,6 +287,8 @@ def _operation(route: web.RouteDef, path: str) -> dict[str, Any]:
     ]
     if "body" in shape:
         found["requestBody"] = {"required": True, "content": {"application/json": {"schema": shape["body"]}}}
+    if "form" in shape:
+        found["requestBody"] = {"content": {"application/x-www-form-urlencoded": {"schema": shape["form"]}}}
     answers: dict[int, Any] = dict(shape.get("answers", {200: {}}))
     if role is not None:
         answers = {401: None, 403: None} | answers

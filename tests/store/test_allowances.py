@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from feishu_bot.store import allowances
-from feishu_bot.store.allowances import Order
+from feishu_bot.store.audit import Order
 from feishu_bot.store.budgets import reserve, settle
 from feishu_bot.store.schema import audit, budget_windows
 from feishu_bot.store.work import Amounts
