@@ -190,7 +190,8 @@ class BuiltinCommands:
             for message in turn:
                 if message.role in {"user", "assistant"} and message.content.strip():
                     text = _shorten(message.content)
-                    lines.append(say(language, f"history_{message.role}", number=number, text=text))
+                    who = message.speaker or say(language, "history_you")
+                    lines.append(say(language, f"history_{message.role}", number=number, who=who, text=text))
         return "\n".join(lines)
 
     def _no_arguments(self, context: Context, name: str) -> str:

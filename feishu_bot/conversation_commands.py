@@ -11,6 +11,7 @@ from feishu_bot.hooks import Command, Reply
 from feishu_bot.model import ChatType, make_key, scope_key, spans_chats
 from feishu_bot.store import conversations, threads
 from feishu_bot.store.changes import last_message
+from feishu_bot.store.history import speaker_of
 from feishu_bot.store.search import search_messages
 from feishu_bot.texts import TEXTS, say
 
@@ -185,6 +186,8 @@ class ConversationCommands:
             if row["role"] not in {"user", "assistant"} or row["recalled_at"] is not None:
                 continue
             who = say(language, "said_by_user" if row["role"] == "user" else "said_by_bot")
+            if row["role"] == "user":
+                who = speaker_of(row["metadata_json"]) or who
             block = f"**{who}** {context.bot.local_time(_milliseconds(row['timestamp']))}\n\n{row['content']}"
             room -= len(block)
             if room < 0:

@@ -33,6 +33,7 @@ class StoredMessage:
     content: str
     tokens: int
     seq: int = 0  # its place in the conversation
+    speaker: str | None = None  # who said it, where several share the conversation
 
 
 @dataclass(frozen=True, slots=True)

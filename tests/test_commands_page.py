@@ -16,9 +16,7 @@ from tests.chat import PlainBot
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "commands.md").read_text().replace("\\|", "¦")
 TABLE, _, ELSEWHERE = PAGE.partition("## Coming from another bot")
-ROW = re.compile(
-    r"^\| `/(\w+) ?([^`]*)`(?: \(`/(\w+)`\))? \| `/(\w+)` \| [^|]+ \| ([^|]+) \|$", re.MULTILINE
-)
+ROW = re.compile(r"^\| `/(\w+) ?([^`]*)`(?: \(`/(\w+)`\))? \| `/(\w+)` \| [^|]+ \| ([^|]+) \|$", re.MULTILINE)
 NAMED = re.compile(r"`/(\w+)[^`]*`")
 
 

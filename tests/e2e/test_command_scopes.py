@@ -74,9 +74,11 @@ async def test_in_a_shared_conversation_everybody_sees_and_repeats_what_was_said
     await people.say(bot, "one", user="ann", chat="oc_team")
     await people.replies(1, "oc_team")
     await people.say(bot, "/history", user="bob", chat="oc_team")
-    assert "one" in (await people.replies(2, "oc_team"))[-1]
+    assert "1. user ou_ann: one\n" in (await people.replies(2, "oc_team"))[-1]
+    await people.say(bot, "/export", user="bob", chat="oc_team")
+    assert "**user ou_ann** " in (await people.replies(3, "oc_team"))[-1]
     await people.say(bot, "/retry", user="bob", chat="oc_team")
-    await people.replies(3, "oc_team")
+    await people.replies(4, "oc_team")
     assert len(prompts(model)[-1]) == 1
     assert prompts(model)[-1][0].endswith("one")
     await sqlite_record.settled()

@@ -33,6 +33,19 @@ async def test_in_a_group_only_who_mentions_the_bot_is_answered(folder, platform
 
 
 @on_every_platform
+async def test_a_command_behind_a_mention_is_obeyed_and_without_one_not_heard(folder, platform):
+    async with house(folder) as found:
+        await found.ask(platform, "/whoami", at=False)
+        await found.ask(platform, "/我是谁")
+        await found.ask(platform, "/whoma")
+        who, unknown = found.rooms[platform].texts()
+        assert f"Person: {platform}:" in who
+        assert "Did you mean /whoami?" in unknown
+        assert await found.ends() == [NOT_MEANT, ("answered", "command"), ("answered", "command")]
+        assert found.asked() == []
+
+
+@on_every_platform
 async def test_where_no_mention_is_asked_for_everything_but_other_bots_is_answered(folder, platform):
     async with house(folder, chat={"require_at_in_groups": False}) as found:
         await found.ask(platform, "not for you", at=False)
