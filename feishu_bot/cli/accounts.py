@@ -27,7 +27,7 @@ def user() -> None:
 
 
 def _run(config_file: str | None, function: Callable[[Transaction], T]) -> T:
-    with open_store(config_file) as store:
+    with open_store(config_file, make=True) as store:
         done: T = asyncio.run(closing(store, store.run(function)))
         return done
 

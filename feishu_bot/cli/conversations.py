@@ -31,13 +31,22 @@ _user_option = click.option("--user", metavar="U", help="Only this person or use
 
 
 @contextmanager
-def _open_database(config_file: str | None) -> Iterator[tuple[Transactions, BotSettings]]:
-    """Open the configured database beside a running server, or without one."""
+def _open_database(
+    config_file: str | None, *, make: bool = False
+) -> Iterator[tuple[Transactions, BotSettings]]:
+    """Open the configured database beside a running server, or without one; ``make``: also where there is none.
+
+    Else a wrong path would be an empty database, in which there is nobody to forget.
+    """
     from feishu_bot.store import migrations  # noqa: PLC0415  # SQLAlchemy takes longer than --help
+    from feishu_bot.store.engine import normalise_url  # noqa: PLC0415  # as above
+    from feishu_bot.store.snapshot import check_exists  # noqa: PLC0415  # as above
     from feishu_bot.store.transactions import Transactions  # noqa: PLC0415  # as above
 
     with open_settings(config_file) as settings:
         persistence = settings.ai.conversation_persistence
+        if not make:
+            check_exists(normalise_url(persistence.db_url))
         database = Transactions(persistence.db_url)
         try:
             if persistence.auto_migrate:
@@ -196,7 +205,7 @@ def import_(config_file: str | None, file: Path, *, as_json: bool) -> None:
     """
     from feishu_bot.store import transfer  # noqa: PLC0415  # SQLAlchemy takes longer than --help
 
-    with progress() as show, _open_database(config_file) as (database, _):
+    with progress() as show, _open_database(config_file, make=True) as (database, _):
 
         def told(done: int, total: int) -> None:
             if show is not None:

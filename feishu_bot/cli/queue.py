@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 @click.command()
 @config_option
 @click.option(
-    "--days", type=click.IntRange(0), help="Instead of ai.conversation_persistence.cleanup_days; 0: for ever."
+    "--days",
+    type=click.IntRange(0, 36500),
+    help="Instead of ai.conversation_persistence.cleanup_days; 0: for ever.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @json_option

@@ -62,9 +62,11 @@ class _Outside:
 
 
 @contextmanager
-def open_store(config_file: str | None) -> Iterator[Store]:
-    """Open the configured store beside a running server, or without one."""
-    from feishu_bot.store.store import Store  # noqa: PLC0415  # SQLAlchemy takes longer than --help
+def open_store(config_file: str | None, *, make: bool = False) -> Iterator[Store]:
+    """Open the configured store beside a running server, or without one; ``make``: also where there is none yet."""
+    from feishu_bot.store.engine import normalise_url  # noqa: PLC0415  # SQLAlchemy takes longer than --help
+    from feishu_bot.store.snapshot import check_exists  # noqa: PLC0415  # as above
+    from feishu_bot.store.store import Store  # noqa: PLC0415  # as above
 
     loaded = load_config(config_file)
     logging = log.configure(
@@ -73,6 +75,8 @@ def open_store(config_file: str | None) -> Iterator[Store]:
     persistence = loaded.settings.ai.conversation_persistence
     store = Store(persistence.db_url, auto_migrate=persistence.auto_migrate)
     try:
+        if not make:
+            check_exists(normalise_url(persistence.db_url))
         store.open(_Outside(), version=__version__)
         yield store
     finally:

@@ -133,7 +133,8 @@ class JsonlWriter(Writer):
         self._file.write(f'{{"end":{self._messages}}}\n')
 
 
-_BEHIND_APOSTROPHE: Final = frozenset("=+-@\t\r\n'＝＋－＠")
+_FORMULA: Final = frozenset("=+-@＝＋－＠")
+_BEHIND_APOSTROPHE: Final = _FORMULA | frozenset("\t\r\n'")
 _CSV_TEXTS: Final = frozenset({"content", "role", "user_key", "platform"})  # never null: empty is empty
 _CSV_OBJECTS: Final = frozenset({"traits", "metadata"})
 _CSV_NUMBERS: Final = frozenset({"total_tokens", "message_count", "tokens", "forked_at"})
@@ -144,11 +145,15 @@ _CSV_COLUMNS: Final = (
 )
 
 
+def _needs_apostrophe(text: str) -> bool:
+    return text[0] in _BEHIND_APOSTROPHE or text.lstrip()[:1] in _FORMULA
+
+
 def to_cell(value: object) -> str:
     """Return what a cell holds: nothing that a spreadsheet takes for a formula, and not two values alike.
 
-    A text that begins like a formula, or with an apostrophe, gets an apostrophe in front; an empty one is an
-    apostrophe, because an empty cell is no value at all.
+    A text that begins like a formula (blanks in front of it or not) or with an apostrophe gets an apostrophe in
+    front; an empty one is an apostrophe, because an empty cell is no value at all.
     """
     if value is None:
         return ""
@@ -156,7 +161,7 @@ def to_cell(value: object) -> str:
         return dumps(value)
     if not value:
         return "'"
-    return "'" + value if value[0] in _BEHIND_APOSTROPHE else value
+    return "'" + value if _needs_apostrophe(value) else value
 
 
 def from_cell(cell: str) -> str | None:
@@ -165,7 +170,7 @@ def from_cell(cell: str) -> str | None:
         return None
     if cell == "'":
         return ""
-    return cell[1:] if cell[0] == "'" and cell[1] in _BEHIND_APOSTROPHE else cell
+    return cell[1:] if cell[0] == "'" and _needs_apostrophe(cell[1:]) else cell
 
 
 class CsvWriter(Writer):

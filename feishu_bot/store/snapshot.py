@@ -27,7 +27,7 @@ from feishu_bot.store.schema import HEAD, metadata
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from sqlalchemy import Connection, Engine, Table
+    from sqlalchemy import URL, Connection, Engine, Table
 
     from feishu_bot.store.archive import Progress
 
@@ -208,10 +208,21 @@ def open_snapshot(db_url: str, folder: Path, progress: Progress | None = None) -
 
 def sqlite_path(engine: Engine) -> Path | None:
     """Return where a SQLite database lies; None for a server's, or for one in memory."""
-    url = engine.url
-    if capabilities(engine).kind != "sqlite" or not url.database or url.database.startswith((":", "file:")):
+    return _path(engine.url)
+
+
+def _path(url: URL) -> Path | None:
+    database = url.database or ""
+    if url.get_backend_name() != "sqlite" or not database or database.startswith((":", "file:")):
         return None
-    return Path(url.database).expanduser()
+    return Path(database).expanduser()
+
+
+def check_exists(url: URL) -> None:
+    """Raise StoreUnavailable where this is a SQLite file that does not exist, which opening it would make."""
+    path = _path(url)
+    if path is not None and not path.exists():
+        raise StoreUnavailable(f"there is no database at {path}")
 
 
 @contextmanager
@@ -220,9 +231,7 @@ def one_instant(engine: Engine) -> Iterator[Connection]:
 
     Raises StoreUnavailable, also for a SQLite file that does not exist.
     """
-    path = sqlite_path(engine)
-    if path is not None and not path.exists():
-        raise StoreUnavailable(f"there is no database at {path}")
+    check_exists(engine.url)
     kind = capabilities(engine).kind
     options: dict[str, Any] = {"reader": True}
     if kind != "sqlite":

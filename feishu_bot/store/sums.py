@@ -41,7 +41,8 @@ _FRESH = select(*_WHOSE, *AMOUNTS).where(_u.fresh == 1).limit(PIECE).with_for_up
 def hour_of(kind: str) -> ColumnElement[int]:
     """Return, for a statement, the full hours since 1970 at which a row of the ledger was written."""
     if kind == "sqlite":
-        return cast(func.strftime("%s", _u.at), Integer) // HOUR_S
+        # Without the fraction: SQLite rounds it, so that the last half millisecond would be the next hour's.
+        return cast(func.strftime("%s", func.substr(_u.at, 1, 19)), Integer) // HOUR_S
     if kind == "postgresql":
         return cast(func.floor(extract("epoch", _u.at) / HOUR_S), BigInteger)
     hours: ColumnElement[int] = func.timestampdiff(text("HOUR"), text("'1970-01-01'"), _u.at)

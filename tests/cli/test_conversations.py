@@ -159,6 +159,7 @@ def test_a_message_cannot_take_over_the_terminal(bot, database):
         ["export", "--format", "xml"],
         ["import", "/does/not/exist"],
         ["forget", ""],
+        ["cleanup", "--days", "36501"],
         ["search"],
     ],
 )

@@ -156,7 +156,18 @@ def test_only_a_sqlite_file_is_recovered(postgresql_url, tmp_path, bot):
 
 def test_no_command_makes_a_database_that_does_not_exist(tmp_path, bot):
     url = f"sqlite:///{tmp_path}/none.db"
-    for command in (["db", "stats"], ["db", "check"], ["db", "vacuum"], ["backup"]):
+    for command in (
+        ["db", "stats"],
+        ["db", "check"],
+        ["db", "vacuum"],
+        ["backup"],
+        ["search", "x"],
+        ["export"],
+        ["forget", "web:ann"],
+        ["usage"],
+        ["cleanup"],
+        ["dead", "list"],
+    ):
         code, out, err = bot(url, *command)
         assert (code, out) == (1, ""), command
         assert f"there is no database at {tmp_path}/none.db" in err
