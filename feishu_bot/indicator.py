@@ -27,11 +27,21 @@ _GRACE_S: Final = 2.0  # at the end, for signs that are still to be taken back
 
 
 class _Text:
-    """An answer that is shown while it is written. ``noted`` brings on record what it is finished by."""
+    """An answer that is shown while it is written.
 
-    def __init__(self, after_s: float, every_s: float, noted: Callable[[str], Awaitable[bool]]) -> None:
+    ``noted`` brings on record what it is finished by, ``forgotten`` what nobody will ever see.
+    """
+
+    def __init__(
+        self,
+        after_s: float,
+        every_s: float,
+        noted: Callable[[str], Awaitable[bool]],
+        forgotten: Callable[[str], Awaitable[None]],
+    ) -> None:
         self._after_s, self._every_s = after_s, every_s
         self._noted = noted
+        self._forgotten = forgotten
         self._text = ""
         self.stream: str | None = None
         self.is_over = False
@@ -51,6 +61,9 @@ class _Text:
                     if stream is not None and self.stream is None:
                         if not await self._noted(stream):
                             return  # nothing was seen yet
+                        if self.is_over:  # the answer may be on its way without it
+                            await self._forgotten(stream)
+                            return
                         self.stream, shown = stream, ""
                         continue
             await asyncio.sleep(self._every_s)
@@ -103,11 +116,19 @@ class Indicator:
         every_s = platform.shows_text(target) if live else None
         if every_s is not None:
             sign = partial(Sign, platform.account, target.reply_to or "", inbox_id=inbox_id)
-            text = _Text(self.after_s, every_s, lambda stream: self._note(sign(stream)))
-            self._start(text.show(platform, target))
+            text = _Text(
+                self.after_s,
+                every_s,
+                lambda stream: self._note(sign(stream)),
+                lambda stream: self._forget(sign(stream)),
+            )
+            showing = self._start(text.show(platform, target))
             try:
                 with self._sign(platform, target) if platform.shows_both else nullcontext():
                     yield Seen(_both(on_text, text.add), text)
+            except BaseException:  # its question may be gone: then nobody finishes what is shown
+                self._start(self._clear(platform, showing))
+                raise
             finally:
                 text.is_over = True
             return
@@ -145,6 +166,12 @@ class Indicator:
                 self._taking_back.add(sign)
                 target = Target(ChatType.GROUP, reply_to=sign.message_id)
                 self._start(self._take_back(platform, target, sign))
+
+    async def _clear(self, platform: Platform, showing: asyncio.Task[None]) -> None:
+        """Take back what an answer that has ended without a word has shown; one that begins again goes on with it."""
+        await asyncio.wait([showing])
+        with suppress(StoreUnavailable):
+            await self.take_over({platform.account: platform})
 
     async def stop(self) -> None:
         """Take back what is shown, for at most a moment."""

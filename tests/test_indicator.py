@@ -105,3 +105,32 @@ async def test_platforms_that_cannot_show_it_are_left_alone():
         with indicator.watch(platform, QUESTION):
             await asyncio.sleep(0.001)
     assert not chat.asked.is_set()
+
+
+class Writer:
+    """Stands for a platform that shows an answer while it is written, and takes a while to begin."""
+
+    account, shows_typing, shows_both = "feishu", False, False
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.asked, self.may_show = asyncio.Event(), asyncio.Event()
+
+    def shows_text(self, _target) -> float:
+        return 0.0
+
+    async def show_text(self, _target, text) -> str:
+        self.texts.append(text)
+        self.asked.set()
+        await self.may_show.wait()
+        return "card"
+
+
+async def test_what_begins_to_be_shown_after_the_end_is_not_what_the_answer_finishes():
+    chat, indicator = Writer(), Indicator(after_s=0.0)
+    with indicator.watch(chat, QUESTION, live=True, inbox_id=7) as seen:
+        seen.tell("hello")
+        await chat.asked.wait()
+    chat.may_show.set()
+    await indicator.stop()
+    assert (chat.texts, seen.stream) == (["hello"], None)

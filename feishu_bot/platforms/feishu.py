@@ -30,7 +30,7 @@ from feishu_bot.platforms.base import (
     split_action,
     text_of,
 )
-from feishu_bot.platforms.feishu_card import EVERY_S, MAX_BYTES, Cards
+from feishu_bot.platforms.feishu_card import EVERY_S, Cards
 from feishu_bot.platforms.feishu_client import (
     NO_THREADS,
     POST_REFUSED,
@@ -178,7 +178,7 @@ class Feishu(Platform):
             clock=clock,
             hidden=(*settings.encrypt_key.values(), *settings.verification_token.values()),
         )
-        self._cards = Cards(self._client, self._reply_once, granted=settings.streaming)
+        self._cards = Cards(self._client, self._reply_once, granted=settings.streaming, clock=clock)
         self._may_react = True  # until the platform says that a permission is missing
         self._problem: str | None = None
         self._task: asyncio.Task[None] | None = None
@@ -485,7 +485,7 @@ class Feishu(Platform):
         text = escape_mentions(outgoing.text.encode("utf-8", "replace").decode())
         if outgoing.possibly_repeated:
             text = _MARKS.get(self.context.language, _MARKS["en"]) + text
-        if outgoing.stream is not None and len(text.encode()) <= MAX_BYTES:
+        if outgoing.stream is not None:
             finished = await self._cards.finish(target, outgoing.stream, text)
             if finished is not None:
                 return finished

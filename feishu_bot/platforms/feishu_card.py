@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from feishu_bot.platforms.feishu_client import Answer, FeishuClient
 
 EVERY_S: Final = 0.7  # between two updates; a card takes 10 a second, an app 50
+_APP_EVERY_S: Final = 1 / 30  # between two updates of any cards; other processes may use the app too
+_REST_S: Final = 5.0  # after a refusal for too many calls that names no time
+_LONGEST_REST_S: Final = 60.0
 MAX_BYTES: Final = 20_000  # of the text; a card may have 30 KB
 _CARDS: Final = "/open-apis/cardkit/v1/cards"
 _ELEMENT: Final = "answer"
@@ -37,9 +40,12 @@ _MAX_OPEN: Final = 1000
 
 @dataclass(slots=True)
 class _Card:
+    """A card of this process. ``tried``: it may be seen. ``message_id``: it is, as this message."""
+
     id: str
     made_at: float
-    sent: bool = False
+    tried: bool = False
+    message_id: str = ""
     number: int = field(default=0)
 
 
@@ -59,6 +65,7 @@ class Cards:
         self._clock = clock
         self._left = _REFUSALS if granted else 0
         self._open: dict[str, _Card] = {}  # by the message that is answered
+        self._next_at = 0.0  # no card is written into before
 
     @property
     def granted(self) -> bool:
@@ -79,9 +86,11 @@ class Cards:
             if len(self._open) >= _MAX_OPEN:
                 del self._open[next(iter(self._open))]
             self._open[question] = card
-        elif not card.sent:
-            self._check(await self._send(target, card.id))
-            card.sent = True
+        elif not card.message_id:
+            card.tried = True
+            sent = await self._send(target, card.id)
+            self._check(sent)
+            card.message_id = _message_id(sent)
             await self._write(card, text)
         else:
             await self._write(card, text)
@@ -92,13 +101,24 @@ class Cards:
 
         Safe to do again, by any process. Raises RetryLater.
         """
-        self._open.pop(target.reply_to or "", None)
         card_id, made_at = _read(stream)
-        sent = await self._send(target, card_id)
-        if sent.code:
-            _raise_later(sent)
-            return None
-        message_id = text_of((sent.body.get("data") or {}).get("message_id"))
+        message_id = self._known(target, card_id)
+        if not message_id:
+            sent = await self._send(target, card_id)
+            if sent.code:
+                _raise_later(sent)
+                return None
+            message_id = _message_id(sent)
+        if len(text.encode()) <= MAX_BYTES and await self._close(card_id, made_at, text):
+            self._forget(target, card_id)
+            return message_id or None
+        with suppress(Undeliverable):  # then it stays as it is, and the answer comes below it
+            await self._recall(message_id)
+        self._forget(target, card_id)
+        return None
+
+    async def _close(self, card_id: str, made_at: float, text: str) -> bool:
+        """Write the whole text and end the writing; False where the platform refuses. Raises RetryLater."""
         number = _FINISHING + max(0, int((self._clock() - made_at) * 10))
         written = await self._put(card_id, text, number)
         if written.code in _CLOSED:
@@ -109,19 +129,31 @@ class Cards:
             path = f"{_CARDS}/{quote(card_id, safe='')}/settings"
             closed = await self._client.call("PATCH", path, orjson.dumps(body))
             written = written if closed.code in {0, _OLD} | _CLOSED else closed
-        if written.code in {0, _OLD}:
-            return message_id or None
         _raise_later(written)
-        with suppress(Undeliverable):  # then it stays as it is, and the answer comes below it
-            await self._recall(message_id)
-        return None
+        return written.code in {0, _OLD}
 
     async def drop(self, target: Target, stream: str) -> None:
         """Take back a card that nobody finishes. Raises RetryLater or Undeliverable."""
-        sent = await self._send(target, _read(stream)[0])  # the same message again: it tells its id
-        if sent.code:
-            raise sent.error()
-        await self._recall(text_of((sent.body.get("data") or {}).get("message_id")))
+        card_id = _read(stream)[0]
+        card = self._open.get(target.reply_to or "")
+        if card is None or card.id != card_id or card.tried:
+            message_id = self._known(target, card_id)
+            if not message_id:
+                sent = await self._send(target, card_id)  # the same message again: it tells its id
+                self._check(sent)
+                message_id = _message_id(sent)
+            await self._recall(message_id)
+        self._forget(target, card_id)
+
+    def _known(self, target: Target, card_id: str) -> str:
+        """Return the message of a card that this process has sent: to ask for it, its question must be there yet."""
+        card = self._open.get(target.reply_to or "")
+        return card.message_id if card is not None and card.id == card_id else ""
+
+    def _forget(self, target: Target, card_id: str) -> None:
+        card = self._open.get(target.reply_to or "")
+        if card is not None and card.id == card_id:
+            del self._open[target.reply_to or ""]
 
     async def _make(self) -> _Card:
         answer = await self._client.call(
@@ -129,8 +161,9 @@ class Cards:
         )
         card_id = text_of((answer.body.get("data") or {}).get("card_id"))
         if answer.code or not card_id:
-            self._left -= 1
-            raise answer.error() if answer.code else Undeliverable("the answer names no card")
+            error = answer.error() if answer.code else Undeliverable("the answer names no card")
+            self._left -= isinstance(error, Undeliverable)  # what passes says nothing of what is granted
+            raise error
         self._left = _REFUSALS
         return _Card(card_id, self._clock())
 
@@ -140,9 +173,16 @@ class Cards:
         return await self._reply(target, {"msg_type": "interactive", "content": content, "uuid": uuid})
 
     async def _write(self, card: _Card, text: str) -> None:
-        card.number = max(card.number + 1, int((self._clock() - card.made_at) * 10))
+        now = self._clock()
+        if 0 < self._next_at - now <= _LONGEST_REST_S:  # more: the clock has been set back
+            return  # the next update holds all that this one would have shown
+        self._next_at = now + _APP_EVERY_S
+        card.number = max(card.number + 1, int((now - card.made_at) * 10))
         text = text.encode()[:MAX_BYTES].decode(errors="ignore")
-        self._check(await self._put(card.id, text, card.number))
+        answer = await self._put(card.id, text, card.number)
+        if answer.code and isinstance(error := answer.error(), RetryLater):
+            self._next_at = now + min(_LONGEST_REST_S, _REST_S if error.after_s is None else error.after_s)
+        self._check(answer)
 
     async def _put(self, card_id: str, text: str, number: int) -> Answer:
         body = {"content": text, "sequence": number, "uuid": _uuid(card_id, number)}
@@ -165,9 +205,12 @@ class Cards:
             raise answer.error()
 
 
+def _message_id(sent: Answer) -> str:
+    return text_of((sent.body.get("data") or {}).get("message_id"))
+
+
 def _raise_later(answer: Answer) -> None:
-    error = answer.error()
-    if isinstance(error, RetryLater):
+    if answer.code not in {0, _OLD} and isinstance(error := answer.error(), RetryLater):
         raise error
 
 

@@ -236,7 +236,7 @@ class FakeFeishu:
 
     ``visible`` holds what was sent, in order; ``requests`` the calls as ``(method, path)``; ``reactions`` what was
     put on messages as ``(message id, emoji)``, ``shown`` those of them that are still there; ``resources`` what
-    messages hold, by ``(message id, key)``. ``down = True``
+    messages hold, by ``(message id, key)``; to those in ``gone`` nobody can reply. ``down = True``
     answers 503 to everything. Without ``app_secret`` every app is let in. ``keep`` bounds what is remembered.
     """
 
@@ -267,6 +267,7 @@ class FakeFeishu:
         self.resources: dict[tuple[str, str], bytes] = {}
         self.cards = FakeCards(self._card_changed)
         self.recalled: deque[str] = deque(maxlen=keep)
+        self.gone: set[str] = set()  # people's own messages that they have recalled: nobody can reply to them
         self._keep = keep
         self._clock = clock
         kinds = ("token", "info", "messages", "reactions", "resources", "cards")
@@ -449,6 +450,8 @@ class FakeFeishu:
             return 400, _refusal(230001, "Your request contains an invalid request parameter.")
         if len(body) > _MAX_BYTES.get(msg_type, _MAX_BYTES["text"]):
             return 400, _refusal(230025, "The length of the message content reaches its limit.")
+        if reply_to in self.gone:
+            return 400, _refusal(230011, "The message is recalled.")
         now = self._clock()
         earlier = self._by_uuid.get(uuid) if uuid else None
         if earlier is not None and now - earlier[0] < self.fold_for_s:

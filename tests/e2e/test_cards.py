@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from feishu_bot.store import schema
-from feishu_bot.testing.feishu import Failure
+from feishu_bot.testing.feishu import Failure, make_event
 from feishu_bot.testing.model import Behaviour
 from tests.e2e.bots import configuration, until
 
@@ -104,13 +104,28 @@ async def test_a_card_that_cannot_be_finished_as_usual_still_is_one_whole_messag
     await people.say(bot, "tell")
     await until(lambda: feishu.visible and "十" in feishu.visible[0].text, "the beginning")
     before = len(feishu.cards.all["card_1"].texts)
-    feishu.fail(Failure(status=400, code=code), on="cards", times=1 if code == 99991400 else 40)
     if code == 300309:
-        await until(sqlite_record.outbox, "the end of the answer")
         feishu.cards.all["card_1"].streaming = False
-        feishu._failures["cards"].clear()
+    else:
+        feishu.fail(Failure(status=400, code=code), on="cards", times=1 if code == 99991400 else 40)
     await until(lambda: feishu.texts() == [LONG], "the whole answer alone")
     await sqlite_record.settled()
     assert feishu.visible[0].msg_type == kind
     assert len(feishu.recalled) == recalled
     assert before
+
+
+async def test_a_card_goes_with_its_question(bots, people, feishu, model, config, record):
+    bot = await bots.start(config)
+    model.script(Behaviour(text=LONG, chunks=12, chunk_delay_s=3.0))
+    question = await people.say(bot, "tell")
+    await until(lambda: feishu.visible, "the beginning")
+    feishu.gone.add(question)
+    gone = {"message_id": question, "chat_id": "oc_ann"}
+    assert await people.post(bot, make_event(gone, event_type="im.message.recalled_v1")) == 200
+    await until(lambda: not feishu.visible, "the end of the card")
+    await record.settled()
+    assert record.outbox() == []
+    assert len(feishu.recalled) == 1
+    await no_signs(record)
+    assert bot.complaints() == []
