@@ -139,7 +139,7 @@ async def test_without_the_need_of_a_mention_groups_are_answered_too(bots, peopl
 async def test_what_cannot_be_read_is_refused_with_a_sentence(
     bots, people, feishu, model, sqlite_url, sqlite_record, kind, content
 ):
-    bot = await bots.start(configuration(sqlite_url, feishu=feishu, model=model))
+    bot = await bots.start(configuration(sqlite_url, feishu=feishu, model=model, ai={"images": False}))
     event = message_event(content, message_type=kind, chat_id="oc_ann", message_id="om_1")
     assert await people.post(bot, event) == 200
     (text,) = await people.replies(1)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from feishu_bot.ai.conversation_store import PersistentConversationManager
 from feishu_bot.model import InboundMessage
-from feishu_bot.store.inbox import LEASE_MS
-from feishu_bot.store.work import Arrival, Lease
+from feishu_bot.store.work import LEASE_MS, Arrival, Lease
 from tests.stores import Clock, opened, put_conversations
 
 PROCESSES, ROUNDS = 4, 5
