@@ -29,6 +29,7 @@ _AMOUNT: Final = re.compile(
     r"(\$?)(\d{1,15})(?:\.(\d{1,6}))?(usd|tokens?|calls?|次)?", re.IGNORECASE | re.ASCII
 )
 _MICRO_DIGITS: Final = 6
+_MAX_AMOUNT: Final = 10**15  # of an order: a thousand million dollars
 
 
 class BudgetCommands:
@@ -153,5 +154,5 @@ def _read_amount(text: str, charge: Charge) -> tuple[int, int, int] | None:
         return None
     if unit == "cost":
         micro_usd = int(whole) * 10**_MICRO_DIGITS + int((part or "").ljust(_MICRO_DIGITS, "0"))
-        return (0, 0, micro_usd)
+        return (0, 0, micro_usd) if micro_usd <= _MAX_AMOUNT else None
     return (int(whole), 0, 0) if unit == "tokens" else (0, int(whole), 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import bindparam, update
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from feishu_bot.store.audit import Order
     from feishu_bot.store.work import Amounts, Balance, Charge, Transaction, WindowKey
 
+MAX_GRANTED: Final = 2**53  # of one unit in one window, as a limit is at most: no column overflows
+
 _w = budget_windows.c
 _BEGIN_ANEW = (
     update(budget_windows)
@@ -27,15 +29,20 @@ _BEGIN_ANEW = (
 
 
 def grant(tx: Transaction, charges: Sequence[Charge], amounts: Amounts, order: Order) -> bool:
-    """Add to the limits of these budgets, for their window now; False if this order was carried out before."""
+    """Add to the limits of these budgets, for their window now; False if this order was carried out before.
+
+    In all at most ``MAX_GRANTED`` is granted in a window: what goes beyond is left out.
+    """
     if audit.known(tx, order.source):
         return False
     before = budgets.read_balances(tx, charges)
     added = ("granted", "granted_requests", "granted_micro_usd")
     statement = insert_add(tx.kind, budget_windows, ("budget", "key", "window_start"), added)
-    for budget, key, start in sorted({charge.window for charge in charges}):
-        row = {"budget": budget, "key": key, "window_start": start}
-        tx.connection.execute(statement, row | dict(zip(added, amounts, strict=True)))
+    for window in sorted({charge.window for charge in charges}):
+        granted = before[window].granted if window in before else (0, 0, 0)
+        more = [max(0, min(amount, MAX_GRANTED - old)) for amount, old in zip(amounts, granted, strict=True)]
+        row = dict(zip(("budget", "key", "window_start"), window, strict=True))
+        tx.connection.execute(statement, row | dict(zip(added, more, strict=True)))
     after = budgets.read_balances(tx, charges)
     audit.note(tx, "budget.grant", order, before=_told(before), after=_told(after))
     return True

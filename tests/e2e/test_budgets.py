@@ -282,7 +282,7 @@ async def test_an_operator_sees_grants_and_resets_and_each_change_is_on_record(
     await people.say(bot, "hello")
     assert (await people.replies(2, "oc_ann"))[-1] == "echo: hello"
     assert "$0 used of $3.50" in await boss("/budget grant feishu:ou_bob $1.5 money")
-    assert "5 call(s) left. Granted" not in await boss("/budget grant here 2calls team")
+    assert "7 call(s) left" in await boss("/budget grant here 2calls team")
     await record.settled()
     assert "0 used of 20, 20 left." in await boss("/budget reset ou_ann")
     assert [(c.outcome, c.user_id) for c in record.ledger()] == [("ok", "feishu:ou_ann")], "the ledger stays"
@@ -303,6 +303,7 @@ async def test_what_an_operator_cannot_mean_is_answered_with_the_usage(
     bots, people, model, feishu, sqlite_url, sqlite_record
 ):
     two = [budget(20), {**budget(30), "name": "other", "match": {"user": "feishu:*"}}]
+    two.append({"name": "money", "scope": "user", "window": "total", "limit_cost_usd": 2})
     config = configuration(
         sqlite_url, feishu=feishu, model=model, budgets=two, chat={"admins": ["feishu:ou_boss"]}
     )
@@ -312,12 +313,13 @@ async def test_what_an_operator_cannot_mean_is_answered_with_the_usage(
         "/budget show": "Usage:",
         "/budget give ou_ann 5": "Usage:",
         "/budget grant ou_ann": "Usage:",
-        "/budget grant ou_ann 5": "Please name one budget: mine, other.",
-        "/budget grant ou_ann 5 none": "Please name one budget: mine, other.",
+        "/budget grant ou_ann 5": "Please name one budget: mine, other, money.",
+        "/budget grant ou_ann 5 none": "Please name one budget: mine, other, money.",
         "/budget grant ou_ann -5 mine": "Usage:",
         "/budget grant ou_ann 1e9 mine": "Usage:",
         "/budget grant ou_ann 9999999999999999999999 mine": "Usage:",
         "/budget grant ou_ann $5 mine": "Usage:",
+        "/budget grant ou_ann $999999999999999 money": "Usage:",
         "/budget grant ou_ann 5 mine more": "Usage:",
         "/budget reset ou_ann none": "Please name one budget",
         "/budget show a:b:c:d": "No budget counts a:b:c:d.",

@@ -26,6 +26,14 @@ def test_an_order_that_is_carried_out_twice_changes_the_budget_once(db):
     assert (row.granted, row.granted_requests, row.granted_micro_usd) == (105, 2, 3)
 
 
+def test_what_is_granted_again_and_again_stays_within_what_every_database_can_hold(db):
+    for number in range(12):
+        order = ORDER._replace(source=f"in:{number}")
+        assert db.run(allowances.grant, [charge()], Amounts(10**15, 1, 2**53), order)
+    row = db.row(budget_windows)
+    assert (row.granted, row.granted_requests, row.granted_micro_usd) == (2**53, 12, 2**53)
+
+
 def test_a_reset_leaves_what_is_reserved_so_that_it_is_settled_into_the_new_count(db):
     db.run(reserve, [request(1, 300), request(2, 500)])
     db.run(settle, [1], used(1, 300), {})
