@@ -19,8 +19,10 @@ from feishu_bot.testing.qq import (
     private_event,
     sign,
     signed_event,
+    validation_event,
 )
 from tests.e2e.bots import SECRET, configuration, until
+from tests.e2e.proxy import Proxy
 
 WORDS = " ".join(f"word{n}" for n in range(200))
 
@@ -173,3 +175,29 @@ async def test_a_recall_that_comes_before_its_message_is_minded_when_that_comes(
     await record.settled()
     assert qq.texts() == ["echo: but this"]
     assert not any("not any more" in text for text in record.texts())
+
+
+async def test_while_the_database_is_away_qq_is_asked_to_repeat_and_the_address_still_proves_itself(
+    bots, http, model, qq, postgresql_url
+):
+    async with Proxy(postgresql_url) as proxy:
+        bot = await bots.start(configuration(proxy.url, model=model, platforms=account(qq)))
+        assert await post(http, bot, private_event("before", message_id="m1")) == 200
+        await until(lambda: qq.texts() == ["echo: before"], "the first answer")
+        proxy.up = False
+        proxy.cut()
+        during = private_event("during", message_id="m2")
+        assert [await post(http, bot, during) for _ in range(2)] == [503, 503]
+        assert await post(http, bot, validation_event()) == 200
+        proxy.up = True
+        for _ in range(300):
+            if await post(http, bot, during) == 200:
+                break
+            await asyncio.sleep(0.1)
+        assert await post(http, bot, during) == 200
+        await until(lambda: len(qq.texts()) > 1, "the second answer")
+        assert await post(http, bot, private_event("after", message_id="m3")) == 200
+        await until(lambda: "echo: after" in qq.texts(), "the third answer")
+        assert qq.texts() == ["echo: before", "echo: during", "echo: after"]
+        await bot.stop()
+        assert bot.complaints() == []
