@@ -40,7 +40,7 @@ _OWN_MENTION = re.compile(rf"{_BLANK}\0(?:{_BLANK}\0)*{_BLANK}")
 class Content:
     """What a message holds. ``text`` is without the bot's own mention; ``names_bot``: it had one.
 
-    ``quoted``: the text of the message quoted, ``quoted_id`` its id.
+    ``quoted``: the text of the message quoted, ``quoted_id`` its id; its attachments come after the message's own.
     """
 
     text: str = ""
@@ -60,7 +60,8 @@ def read_content(data: Mapping[str, Any], *, guild: bool, to_bot: bool) -> Conte
         own = _first_bot(raw, mentions)
     text = _resolved(raw, {m.id: m.name for m in mentions}, own, guild=guild)
     attachments, spoken = _read_attachments(data.get("attachments"))
-    quoted, quoted_id = _read_quote(data, guild=guild)
+    quoted, quoted_id, beside = _read_quote(data, guild=guild)
+    attachments += tuple(a for a in beside if a not in attachments)
     return Content(text or spoken, attachments, mentions, names_bot, quoted, quoted_id)
 
 
@@ -164,13 +165,13 @@ def _kind(content_type: str) -> _Kind:
     return "audio" if family in {"voice", "audio"} else "file"
 
 
-def _read_quote(data: Mapping[str, Any], *, guild: bool) -> tuple[str, str | None]:
-    """Return the words and the id of the message quoted; groups and private chats name it by an index."""
+def _read_quote(data: Mapping[str, Any], *, guild: bool) -> tuple[str, str | None, tuple[Attachment, ...]]:
+    """Return words, id and attachments of the message quoted; groups and private chats name it by an index."""
     reference = data.get("message_reference")
     if isinstance(reference, dict):
-        return "", text_of(reference.get("message_id")) or None
+        return "", text_of(reference.get("message_id")) or None, ()
     if data.get("message_type") != _QUOTED:
-        return "", None
+        return "", None, ()
     scene = data.get("message_scene")
     quoted_id = ""
     marks = scene.get("ext") if isinstance(scene, dict) else None
@@ -181,9 +182,10 @@ def _read_quote(data: Mapping[str, Any], *, guild: bool) -> tuple[str, str | Non
     elements = data.get("msg_elements")
     first = elements[0] if isinstance(elements, list) and elements else None
     if not isinstance(first, dict):
-        return "", quoted_id or None
+        return "", quoted_id or None, ()
     text = _resolved(text_of(first.get("content")), {}, (), guild=guild)[:_MAX_QUOTE]
-    return text, quoted_id or text_of(first.get("msg_idx")) or None
+    attachments, spoken = _read_attachments(first.get("attachments"))
+    return text or spoken[:_MAX_QUOTE], quoted_id or text_of(first.get("msg_idx")) or None, attachments
 
 
 # ------------------------------------------------------------------------------------------------ going out

@@ -136,6 +136,15 @@ async def test_a_picture_in_a_group_is_shown_where_the_bot_is_mentioned_with_it(
         assert parts_of(found) == ["and this?", PICTURE]
 
 
+async def test_a_picture_that_a_question_quotes_is_shown_with_it(folder):
+    async with house(folder) as found:
+        picture = found.rooms["qq"].fake.attach(PICTURE)
+        quote = {"message_type": 103, "msg_elements": [{"msg_idx": "REFIDX_1", "attachments": [picture]}]}
+        await found.post("qq", group_event("what is it?", **quote))
+        await found.settled()
+        assert parts_of(found) == ["what is it?", PICTURE]
+
+
 async def test_of_many_pictures_the_first_four_are_shown(folder):
     async with house(folder) as found:
         fake = found.rooms["qq"].fake

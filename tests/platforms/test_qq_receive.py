@@ -393,6 +393,18 @@ def test_a_quoted_message_gives_its_words_and_its_id():
     assert (message.text, message.quoted, message.reply_to) == ("这是什么", "被引用的文本", "REFIDX_abc")
 
 
+@pytest.mark.parametrize("words", ["what is it?", " "])
+def test_what_is_attached_to_a_quoted_message_comes_with_the_question(words):
+    beside = {"content_type": "image/png", "url": "//qq.example/b.png", "filename": "b.png"}
+    voice = {"content_type": "voice", "url": "https://qq.example/v", "asr_refer_text": "said"}
+    own = {"content_type": "image/png", "url": "https://qq.example/a.png", "filename": "a.png"}
+    element = {"content": "", "msg_idx": "REFIDX_1", "attachments": [beside, voice, own, 7]}
+    found = got(private_event(words, message_type=103, msg_elements=[element], attachments=[own]))
+    assert [a.key.rpartition("/")[2] for a in found.attachments] == ["a.png", "b.png", "v"]
+    assert found.text == (words.strip() or "said")
+    assert found.unreadable is None
+
+
 def test_a_command_that_quotes_something_stays_a_command():
     quote = {"message_type": 103, "msg_elements": [{"content": "x", "msg_idx": "REFIDX_1"}]}
     message = got(private_event("/new", **quote))
