@@ -1,16 +1,32 @@
-"""``python -m benchmarks [NAME …]``: all figures, or those named; ``peers`` only when named, as it installs them."""
+"""``python -m benchmarks [NAME …]``: all figures, or those named.
+
+``nonebot_echo`` installs its peer into a throw-away environment; ``peers``, which installs three, runs when it is named,
+and so does ``scale``, which makes a database of 10 million messages first.
+"""
 
 from __future__ import annotations
 
 import importlib
+import os
 import platform
 import subprocess
 import sys
 
 from benchmarks.processes import ROOT
 
-FIGURES = ("durable_echo", "server", "library", "scaling", "budgets")
-ASKED_FOR = ("peers",)
+FIGURES = (
+    "durable_echo",
+    "nonebot_echo",
+    "postgresql_echo",
+    "server",
+    "growth",
+    "crowd",
+    "streaming",
+    "library",
+    "scaling",
+    "budgets",
+)
+ASKED_FOR = ("peers", "scale")
 
 
 def main() -> None:
@@ -23,7 +39,8 @@ def main() -> None:
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=ROOT
     ).stdout.strip()
     sys.stdout.write(
-        f"commit {commit or 'unknown'}, Python {platform.python_version()}, {platform.machine()}\n"
+        f"commit {commit or 'unknown'}, Python {platform.python_version()}, {platform.machine()}, "
+        f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f} before\n"
     )
     for name in names:
         sys.stdout.write(f"\n{name}\n")

@@ -29,15 +29,15 @@ from feishu_bot.testing.feishu import sign_and_encrypt, text_event
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 FLOOR, GOAL = 0.05, 0.1
 USERS = 400
-KEY = "benchmark-encrypt-key"
+KEY, TOKEN = "benchmark-encrypt-key", "benchmark-token"
 
 _CONFIG = """
 server: {{port: {port}, workers: {workers}, min_free_mb: 0}}
-ai: {{conversation_persistence: {{db_url: "{db_url}"}}}}
+ai: {{conversation_persistence: {{db_url: "{db_url}"}}{ai}}}
 plugins: {{enabled: []}}
 platforms:
   feishu:
@@ -47,7 +47,7 @@ platforms:
     encrypt_key: {key}
     messages_per_s: null
     messages_per_chat_per_s: null
-    verification_token: ""
+    verification_token: {token}
     base_url: http://127.0.0.1:{platform}
 """
 
@@ -61,6 +61,7 @@ def make_bodies(count: int, salt: str) -> list[tuple[dict[str, str], bytes]]:
             message_id=f"om_{salt}_{n}",
             open_id=f"ou_user_{n % USERS}",
             chat_id=f"oc_chat_{n % USERS}",
+            token=TOKEN,
         )
         headers, body = sign_and_encrypt(event, encrypt_key=KEY)
         bodies.append(({"Content-Type": "application/json", **headers}, body))
@@ -75,17 +76,22 @@ def echo_server(
     profile: Path | None = None,
     workers: int = 1,
     keep: int = 10,
+    ai: str = "",
     more: str = "",
+    program: Sequence[str] = (str(ROOT / "bot.py"),),
 ) -> Iterator[tuple[subprocess.Popen[bytes], int, int]]:
     """Run a fake platform and the server that answers there; yield the server, its port and the platform's."""
     port, platform = free_port(), free_port()
     config = folder / "config.yaml"
     config.write_text(
-        _CONFIG.format(port=port, platform=platform, key=KEY, db_url=db_url, workers=workers) + more,
+        _CONFIG.format(
+            port=port, platform=platform, key=KEY, token=TOKEN, db_url=db_url, workers=workers, ai=ai
+        )
+        + more,
         encoding="utf-8",
     )
     fake = ["-m", "feishu_bot.testing.feishu", "--port", str(platform), "--keep", str(keep)]
-    run = [str(ROOT / "bot.py"), "run", "--config", str(config)]
+    run = [*program, "run", "--config", str(config)]
     if profile is not None:
         run = ["-m", "cProfile", "-o", str(profile), *run]
     with process(fake, platform, folder / "fake.log"), process(run, port, folder / "server.log") as server:

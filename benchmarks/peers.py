@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _beside(peer: Peer, folder: Path, rounds: int) -> None:
     """Measure one peer and the library by turns, so that both meet the same disk."""
-    python = _install(peer, folder)
+    python = install(peer.name, peer.requirements, folder)
     if python is None:
         return
     rows = []
@@ -143,21 +143,21 @@ def _beside(peer: Peer, folder: Path, rounds: int) -> None:
     sys.stdout.flush()
 
 
-def _install(peer: Peer, folder: Path) -> Path | None:
-    """Return the Python of an environment with the peer in it, None if it cannot be made."""
-    environment = folder / peer.requirements[0]
+def install(name: str, requirements: tuple[str, ...], folder: Path) -> Path | None:
+    """Return the Python of an environment with these packages, None (and said so) if it cannot be made."""
+    environment = folder / requirements[0].partition("[")[0]
     python = environment / "bin" / "python"
     steps = (
         [sys.executable, "-m", "venv", str(environment)],
-        [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *peer.requirements],
+        [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements],
     )
     for step in steps:
         try:
             done = subprocess.run(step, capture_output=True, text=True, check=False, timeout=INSTALL_S)
         except subprocess.TimeoutExpired:
-            return _not_measured(peer, f"not installed within {INSTALL_S} s")
+            return _not_measured(name, f"not installed within {INSTALL_S} s")
         if done.returncode:
-            return _not_measured(peer, f"not installed: {_last_line(done.stderr)}")
+            return _not_measured(name, f"not installed: {_last_line(done.stderr)}")
     return python
 
 
@@ -172,14 +172,14 @@ def _run(peer: Peer, python: Path, file: Path) -> float | None:
             cwd=file.parent,
         )
     except subprocess.TimeoutExpired:
-        return _not_measured(peer, f"{TURNS} turns took more than {TURN_S} s")
+        return _not_measured(peer.name, f"{TURNS} turns took more than {TURN_S} s")
     if done.returncode:
-        return _not_measured(peer, _last_line(done.stderr))
+        return _not_measured(peer.name, _last_line(done.stderr))
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _not_measured(peer: Peer, reason: str) -> None:
-    sys.stdout.write(f"NOT MEASURED: {peer.name} ({reason})\n")
+def _not_measured(name: str, reason: str) -> None:
+    sys.stdout.write(f"NOT MEASURED: {name} ({reason})\n")
 
 
 def _last_line(text: str) -> str:

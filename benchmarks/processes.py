@@ -30,12 +30,18 @@ def free_port() -> int:
 
 
 @contextmanager
-def process(arguments: list[str], port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run Python with these arguments until the block ends; enter it when the port is listened on."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def process(
+    arguments: list[str], port: int, log: Path, *, python: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run Python, ours or another, with these arguments until the block ends; enter when the port is listened on."""
+    environment = dict(os.environ) if python else {**os.environ, "PYTHONPATH": str(ROOT)}
     with log.open("wb") as stream:
         child = subprocess.Popen(
-            [sys.executable, *arguments], stdout=stream, stderr=stream, env=environment, cwd=log.parent
+            [str(python or sys.executable), *arguments],
+            stdout=stream,
+            stderr=stream,
+            env=environment,
+            cwd=log.parent,
         )
         try:
             _wait(port, child, log)

@@ -380,7 +380,13 @@ class FakeFeishu:
             return 400, _refusal(99991663, "Invalid access token for authorization.")
         if path == _INFO_PATH:
             self.info_calls += 1
-            bot = {"activate_status": 2, "app_name": "bot", "avatar_url": "", "open_id": self.bot_open_id}
+            bot = {
+                "activate_status": 2,
+                "app_name": "bot",
+                "avatar_url": "https://example.com/bot.png",
+                "ip_white_list": [],
+                "open_id": self.bot_open_id,
+            }
             return 200, orjson.dumps({"code": 0, "msg": "ok", "bot": bot})
         if request.method == "POST" and path == _MESSAGES_PATH:
             return self._take(body, None, request.query.get("receive_id_type", ""))
