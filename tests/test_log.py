@@ -219,3 +219,22 @@ def test_what_anybody_can_cause_is_written_a_bounded_number_of_times_a_minute(ca
         seldom.warning("refused", {"number": number})
     assert [r.number for r in caplog.records] == [0, 1, 2, 11, 12]
     assert [getattr(r, "left_out", None) for r in caplog.records] == [None, None, None, 8, None]
+
+
+def test_the_last_lines_are_remembered_as_they_were_written_also_over_a_reload(start):
+    stream = start(secrets=["hunter22"])
+    log.info("first %s", "hunter22")
+    again = configure(LogSettings(format="console"), secrets=["hunter22"], stream=io.StringIO())
+    try:
+        log.warning("second %s", "x" * 5000)
+        newest, oldest = again.lines.last(0)
+    finally:
+        again.close()
+    assert oldest[1:] == ("info", stream.getvalue().rstrip("\n"))
+    assert "hunter22" not in oldest[2]
+    assert newest[1] == "warning"
+    assert len(newest[2]) == 2000
+    assert again.lines.last(newest[0] + 1) == []
+    for n in range(3000):
+        again.lines.add(logging.makeLogRecord({"created": n}), "line")
+    assert len(again.lines.last(0)) == 2000

@@ -100,12 +100,12 @@ def stacked(
 
 
 def _round_up(value: float) -> float:
-    """Return the next 1, 2 or 5 with noughts; 1 for nothing."""
+    """Return the next number a quarter of which is written short; 1 for nothing."""
     if value <= 0:
         return 1.0
     size = 1e-6
     while True:
-        for first in (1, 2, 5):
+        for first in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8):
             if value <= first * size:
                 return float(first * size)
         size *= 10

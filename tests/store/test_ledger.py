@@ -238,3 +238,23 @@ def test_sums_that_are_not_the_ledgers_are_found(book, table):
     assert wrong.name == "sums"
     book.write(lambda tx: tx.connection.execute(text(f"DELETE FROM {table.name}")))
     assert [finding.name for finding in inspection.check(book.url) if finding.wrong] == ["sums"]
+
+
+@pytest.mark.parametrize("by", ["user", "platform", "model"])
+def test_the_days_of_each_are_the_same_whatever_part_has_been_added_up(book, by):
+    rows, since = calls(300), NOON + timedelta(hours=5, minutes=30)
+    put(book, rows[:200])
+    for added in (False, True):
+        if added:
+            add_all(book)
+            put(book, rows[200:])
+        known = rows if added else rows[:200]
+        days = defaultdict(list)
+        for row in known:
+            if row["at"] >= since:
+                name = row["user_id" if by == "user" else by] or ""
+                days[row["at"].astimezone(SHANGHAI).date().isoformat(), name].append(row)
+        found = book.read(lambda tx: ledger.usage_days_by(tx, by, SHANGHAI, since=since))
+        assert found == {key: total(some) for key, some in days.items()}
+    few = book.read(lambda tx: ledger.usage_days_by(tx, by, SHANGHAI, since=since, most=1))
+    assert len({name for _, name in few}) == 1

@@ -26,6 +26,11 @@ addEventListener("pageshow", (event) => {
   if (event.persisted) for (const sure of document.querySelectorAll("form[data-ask] input[name=sure]")) sure.remove();
 });
 
+// Where a chart is wider than the window, the newest days are what one wants to see.
+for (const chart of document.querySelectorAll(".scroll:has(> .chart)")) chart.scrollLeft = chart.scrollWidth;
+
+document.querySelector(".sections [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
+
 const live = $("live");
 
 function show({ figures, problems }) {
