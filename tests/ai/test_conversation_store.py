@@ -875,6 +875,17 @@ def test_an_id_that_is_none_is_a_value_error(memory, bad):
             call()
 
 
+def test_a_conversation_is_made_by_three_statements_and_found_by_one(memory):
+    memory.get_stats()
+    seen: list[str] = []
+    with memory._database._reader() as connection:  # the one connection that a single thread uses
+        connection.connection.dbapi_connection.set_trace_callback(seen.append)
+    memory.get_or_create(USER, "feishu")
+    memory.get_or_create(USER, "feishu")
+    made = ["BEGIN", "UPDATE", "INSERT", "UPDATE", "COMMIT"]
+    assert [s.split()[0] for s in seen] == [*made, "BEGIN", "UPDATE", "COMMIT"]
+
+
 def test_a_turn_takes_few_statements(memory):
     conversation = memory.get_or_create(USER, "feishu")
     seen: list[str] = []
