@@ -105,6 +105,22 @@ def test_the_nearest_command_is_named_and_those_of_admins_only_to_admins(table):
     assert table.nearest("shutdwn", is_admin=True) == "shutdown"
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("清除", "清空"),
+        ("新会话", "新对话"),
+        ("用两", "用量"),
+        ("天气", None),
+        ("resett", "reset"),
+        ("claer", "clear"),
+    ],
+)
+async def test_of_the_built_in_names_the_nearest_is_found_in_both_languages(typed, meant):
+    commands = (await builtins()).values()
+    assert CommandTable("/", "zh", list(commands)).nearest(typed) == meant
+
+
 @pytest.mark.parametrize("second", [command("HELP"), command("other", "帮助"), command("other", "Help")])
 def test_no_command_takes_the_place_of_another(second):
     with pytest.raises(ValueError, match="is both"):
