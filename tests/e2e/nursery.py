@@ -13,12 +13,28 @@ import signal
 import sys
 from pathlib import Path
 
+import argon2
+import jinja2
+import markdown_it
+import nh3
+import sqlalchemy.dialects.mysql.pymysql
+import sqlalchemy.dialects.postgresql.psycopg
+
 import feishu_bot.app
 from feishu_bot import cli
 from feishu_bot.ai.tokens import warm
 from feishu_bot.platforms.base import platform_types
 from tests.e2e import crashing_server
 
+# What a server imports only when it needs it: here it is there already.
+LATER = (
+    argon2,
+    jinja2,
+    markdown_it,
+    nh3,
+    sqlalchemy.dialects.mysql.pymysql,
+    sqlalchemy.dialects.postgresql.psycopg,
+)
 PROGRAMS = {"bot": cli.main, "crashing_server": crashing_server.main}
 
 

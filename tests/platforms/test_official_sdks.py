@@ -5,37 +5,13 @@ what QQ sends us, and says what it would send in our place.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
-import warnings
 from typing import Any
 
 import orjson
 import pytest
 from multidict import CIMultiDict
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import lark_oapi as lark
-    from botpy.api import BotAPI
-    from botpy.connection import ConnectionState
-    from lark_oapi.api.im.v1 import (
-        CreateMessageReactionRequest,
-        CreateMessageReactionRequestBody,
-        CreateMessageRequest,
-        CreateMessageRequestBody,
-        Emoji,
-        EventMessage,
-        EventSender,
-        GetMessageResourceRequest,
-        MentionEvent,
-        P2ImMessageReceiveV1,
-        P2ImMessageReceiveV1Data,
-        ReplyMessageRequest,
-        ReplyMessageRequestBody,
-        UserId,
-    )
-    from lark_oapi.core.model import RawRequest
-    from lark_oapi.event.callback.model.p2_card_action_trigger import P2CardActionTriggerResponse
 
 from feishu_bot.errors import Refused
 from feishu_bot.model import ChatType, Outgoing, Target
@@ -61,6 +37,16 @@ from tests.platforms.test_qq_send import connected
 KEY, TOKEN, NOW = "key-of-the-tests", "token-of-the-tests", 1767225600
 
 
+class _Later:
+    """Imports them when the first test asks: they take seconds, in every process that only lists the tests."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module("tests.platforms.makers"), name)
+
+
+makers = _Later()
+
+
 # --------------------------------------------------------------------------------------- Feishu: its own door
 
 
@@ -74,7 +60,7 @@ class TheirDoor:
 
     def __init__(self) -> None:
         self.told: list[Any] = []
-        made = lark.EventDispatcherHandler.builder(KEY, TOKEN)
+        made = makers.lark.EventDispatcherHandler.builder(KEY, TOKEN)
         for name in (
             "im_message_receive_v1",
             "im_message_recalled_v1",
@@ -86,10 +72,10 @@ class TheirDoor:
 
     def _card(self, event: Any) -> Any:
         self.told.append(event)
-        return P2CardActionTriggerResponse({})
+        return makers.P2CardActionTriggerResponse({})
 
     def __call__(self, headers: Any, body: bytes) -> int:
-        request = RawRequest()
+        request = makers.RawRequest()
         request.uri, request.headers, request.body = "/webhook/feishu", dict(headers), body
         return int(self._handler.do(request).status_code)
 
@@ -117,24 +103,24 @@ def ours(headers: Any, body: bytes) -> Any:
 
 def built(text: str, *, chat_type: str = "p2p", mentioned: bool = False) -> bytes:
     """Return an event built by lark-oapi's own types, as JSON by its own code."""
-    message = EventMessage()
+    message = makers.EventMessage()
     message.message_id, message.chat_id, message.chat_type = "om_1", "oc_1", chat_type
-    message.message_type, message.content = "text", lark.JSON.marshal({"text": text})
+    message.message_type, message.content = "text", makers.lark.JSON.marshal({"text": text})
     message.create_time = f"{NOW}000"
     if mentioned:
-        who = UserId()
+        who = makers.UserId()
         who.open_id = "ou_bot"
-        named = MentionEvent()
+        named = makers.MentionEvent()
         named.key, named.name, named.id = "@_user_1", "bot", who
         message.mentions = [named]
-    sender, user = EventSender(), UserId()
+    sender, user = makers.EventSender(), makers.UserId()
     user.open_id, user.union_id = "ou_ann", "on_ann"
     sender.sender_id, sender.sender_type, sender.tenant_key = user, "user", "t"
-    data = P2ImMessageReceiveV1Data()
+    data = makers.P2ImMessageReceiveV1Data()
     data.sender, data.message = sender, message
-    event = P2ImMessageReceiveV1()
+    event = makers.P2ImMessageReceiveV1()
     event.event = data
-    plain = orjson.loads(lark.JSON.marshal(event))
+    plain = orjson.loads(makers.lark.JSON.marshal(event))
     envelope = make_event({}, event_type="im.message.receive_v1", token=TOKEN)
     return orjson.dumps({**envelope, "event": plain["event"]})
 
@@ -233,7 +219,7 @@ async def feishu():
 
 def client_of(fake: FakeFeishu) -> Any:
     app_id = f"cli_{fake.url}"  # its tokens are kept by this for the whole process
-    return lark.Client.builder().app_id(app_id).app_secret("s").domain(fake.url).build()
+    return makers.lark.Client.builder().app_id(app_id).app_secret("s").domain(fake.url).build()
 
 
 async def called(method: Any, request: Any) -> Any:
@@ -244,13 +230,17 @@ async def called(method: Any, request: Any) -> Any:
 
 async def test_we_reply_and_write_with_the_same_bodies_as_feishus_own_client(feishu):
     client = client_of(feishu)
-    body = ReplyMessageRequestBody.builder().msg_type("text").content(lark.JSON.marshal({"text": "hi"}))
+    body = (
+        makers.ReplyMessageRequestBody.builder()
+        .msg_type("text")
+        .content(makers.lark.JSON.marshal({"text": "hi"}))
+    )
     body = body.reply_in_thread(False).uuid("u1").build()
-    reply = ReplyMessageRequest.builder().message_id("om_1").request_body(body).build()
+    reply = makers.ReplyMessageRequest.builder().message_id("om_1").request_body(body).build()
     theirs = await called(client.im.v1.message.reply, reply)
-    body = CreateMessageRequestBody.builder().receive_id("oc_1").msg_type("text")
-    body = body.content(lark.JSON.marshal({"text": "hi"})).uuid("u2").build()
-    create = CreateMessageRequest.builder().receive_id_type("chat_id").request_body(body).build()
+    body = makers.CreateMessageRequestBody.builder().receive_id("oc_1").msg_type("text")
+    body = body.content(makers.lark.JSON.marshal({"text": "hi"})).uuid("u2").build()
+    create = makers.CreateMessageRequest.builder().receive_id_type("chat_id").request_body(body).build()
     await called(client.im.v1.message.create, create)
     platform = Feishu(
         "feishu",
@@ -271,12 +261,14 @@ async def test_we_reply_and_write_with_the_same_bodies_as_feishus_own_client(fei
 async def test_feishus_own_client_fetches_resources_and_sets_reactions_where_we_do(feishu):
     feishu.resources["om_1", "img_1"] = png()
     client = client_of(feishu)
-    asked = GetMessageResourceRequest.builder().message_id("om_1").file_key("img_1").type("image").build()
+    asked = (
+        makers.GetMessageResourceRequest.builder().message_id("om_1").file_key("img_1").type("image").build()
+    )
     found = await called(client.im.v1.message_resource.get, asked)
     assert found.file.read() == png()
-    emoji = Emoji.builder().emoji_type("Typing").build()
-    body = CreateMessageReactionRequestBody.builder().reaction_type(emoji).build()
-    asked = CreateMessageReactionRequest.builder().message_id("om_1").request_body(body).build()
+    emoji = makers.Emoji.builder().emoji_type("Typing").build()
+    body = makers.CreateMessageReactionRequestBody.builder().reaction_type(emoji).build()
+    asked = makers.CreateMessageReactionRequest.builder().message_id("om_1").request_body(body).build()
     set_ = await called(client.im.v1.message_reaction.create, asked)
     assert feishu.shown == {set_.data.reaction_id: ("om_1", "Typing")}
 
@@ -287,7 +279,7 @@ async def test_feishus_own_client_fetches_resources_and_sets_reactions_where_we_
 def parsed(event: dict[str, Any]) -> Any:
     """Return what botpy makes of an event."""
     told: list[Any] = []
-    state = ConnectionState(lambda _name, *args: told.extend(args), api=None)
+    state = makers.ConnectionState(lambda _name, *args: told.extend(args), api=None)
     state.parsers[event["t"].lower()](event)
     return told[0]
 
@@ -411,7 +403,7 @@ class Recorder:
 )
 async def test_we_send_what_botpy_would_send(target, call):
     recorder = Recorder()
-    await call(BotAPI(recorder))
+    await call(makers.BotAPI(recorder))
     ((method, path, theirs),) = recorder.sent
     async with FakeQQ() as fake, connected(fake) as platform:
         await platform.send(Outgoing("qq", "in:1", "answer", 0, target, "hi"))
@@ -424,7 +416,7 @@ async def test_we_send_what_botpy_would_send(target, call):
 
 async def test_markdown_media_and_confirmations_are_botpys_too():
     recorder = Recorder()
-    api = BotAPI(recorder)
+    api = makers.BotAPI(recorder)
     await api.post_group_message(
         group_openid="G", msg_type=2, markdown={"content": "**hi**"}, msg_id="m1", msg_seq=51
     )
