@@ -14,6 +14,7 @@ from feishu_bot.store import cleanup, conversations, erasure, search
 from feishu_bot.store.conversations import append, get_or_create
 from feishu_bot.store.schema import (
     SEARCH_TABLE,
+    audit,
     budget_windows,
     inbox,
     lanes,
@@ -155,6 +156,12 @@ def leave_traces(desk):
         budget_windows,
         {"budget": "daily", "key": "qq:bob", "window_start": 0, "used": 5},
         {"budget": "daily", "key": "qq:ann", "window_start": 0, "used": 6},
+    )
+    change = {"at": AT, "action": "budget.grant", "before": "{}", "after": "{}"}
+    desk.put(
+        audit,
+        change | {"actor": "qq:ann", "target": "qq:bob"},
+        change | {"actor": "qq:private:bob", "target": "qq:ann"},
     )
     return own, shared, anns
 
