@@ -148,7 +148,9 @@ async def doors(
     server = Server(
         ServerSettings(port=0),
         send=Nothing(),
-        doors=Web(Nothing(), ServerSettings(), account=None, language=lambda: "en", chat=Nothing),
+        doors=Web(
+            Nothing(), ServerSettings(), account=None, language=lambda: "en", chat=Nothing, inside=Nothing()
+        ),
         webhooks=Webhooks(platforms, record, gate, metrics, clock=lambda: now),
         sockets=sockets,
         chat=Nothing(),

@@ -15,9 +15,10 @@ function example(schema, depth = 0) {
 
 const pretty = (value) => make("pre", { tabIndex: 0 }, make("code", {}, JSON.stringify(value, null, 2)));
 
-function curl(method, path, body) {
+function curl(method, path, kind, body) {
   const parts = [`curl -X ${method} "${location.origin}${base}${path}"`, '-H "Authorization: Bearer $TOKEN"'];
-  if (body) parts.push("-H 'Content-Type: application/json'", `-d '${JSON.stringify(example(body))}'`);
+  if (kind === "application/json") parts.push(`-H 'Content-Type: ${kind}'`, `-d '${JSON.stringify(example(body))}'`);
+  else if (body) parts.push(...Object.entries(example(body)).map(([name, value]) => `--data-urlencode '${name}=${value}'`));
   return parts.join(" \\\n  ");
 }
 
@@ -28,12 +29,12 @@ function operation(method, path, about) {
     inside.append(make("h3", {}, t.parameters), make("dl", {}, ...about.parameters.flatMap((parameter) => [
       make("dt", {}, make("code", {}, parameter.name)), make("dd", {}, parameter.description ?? parameter.in)])));
   }
-  const body = about.requestBody?.content["application/json"].schema;
+  const [kind, { schema: body } = {}] = Object.entries(about.requestBody?.content ?? {})[0] ?? [];
   if (body) inside.append(make("h3", {}, t.request), pretty(example(body)));
-  inside.append(make("h3", {}, "curl"), make("pre", { tabIndex: 0 }, make("code", {}, curl(method, path, body))), make("h3", {}, t.answers));
+  inside.append(make("h3", {}, "curl"), make("pre", { tabIndex: 0 }, make("code", {}, curl(method, path, kind, body))), make("h3", {}, t.answers));
   for (const [status, answer] of Object.entries(about.responses)) {
     inside.append(make("p", {}, make("code", {}, status), ` ${answer.description}`));
-    const schema = answer.content?.["application/json"].schema;
+    const schema = answer.content?.["application/json"]?.schema;
     if (schema && status < 400) inside.append(pretty(example(schema)));
   }
   return make("details", {}, make("summary", {}, make("code", { className: "method" }, method), make("code", {}, path), make("span", { className: "muted" }, about.summary)), inside);
