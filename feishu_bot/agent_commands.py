@@ -10,7 +10,7 @@ import orjson
 
 from feishu_bot.hooks import Answering, Command, Reply
 from feishu_bot.store.threads import last_answer
-from feishu_bot.texts import TEXTS, say
+from feishu_bot.texts import help_of, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -39,16 +39,20 @@ class AgentCommands:
     def commands(self) -> Sequence[Command]:
         """Return them, in the order of ``/help``."""
         return (
-            Command("agent", partial(self._run, "agent"), _help("agent"), aliases=("助手",), usage="[NAME]"),
+            Command(
+                "agent", partial(self._run, "agent"), help_of("agent"), aliases=("助手",), usage="[NAME]"
+            ),
             Command(
                 "persona",
                 partial(self._run, "persona"),
-                _help("persona"),
+                help_of("persona"),
                 aliases=("人格",),
                 usage="[NAME|off]",
             ),
-            Command("model", partial(self._run, "model"), _help("model"), aliases=("模型",), usage="[NAME]"),
-            Command("why", self._why, _help("why"), aliases=("为什么",)),
+            Command(
+                "model", partial(self._run, "model"), help_of("model"), aliases=("模型",), usage="[NAME]"
+            ),
+            Command("why", self._why, help_of("why"), aliases=("为什么",)),
         )
 
     async def _run(self, kind: Kind, context: Context, args: str) -> Reply:
@@ -130,7 +134,3 @@ def _find(word: str, known: Mapping[str, str]) -> str | None:
     same = [name for name in known if name.casefold() == folded]
     same = same or [name for name in known if name.casefold().partition(":")[2] == folded]
     return same[0] if len(same) == 1 else None
-
-
-def _help(name: str) -> Mapping[str, str]:
-    return {language: texts[f"help_of_{name}"] for language, texts in TEXTS.items()}

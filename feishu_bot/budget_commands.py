@@ -13,7 +13,7 @@ from feishu_bot.store import budgets as ledger
 from feishu_bot.store.audit import Order
 from feishu_bot.store.people import Person
 from feishu_bot.store.work import Amounts
-from feishu_bot.texts import TEXTS, amount, say
+from feishu_bot.texts import amount, help_of, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ class BudgetCommands:
             Command(
                 "budget",
                 self._budget,
-                {language: texts["help_of_budget"] for language, texts in TEXTS.items()},
+                help_of("budget"),
                 aliases=("预算",),
                 usage="show|grant|reset USER",
                 admin_only=True,

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 from feishu_bot.hooks import COMMAND_NAME, Command, Reply
 from feishu_bot.model import spans_chats
-from feishu_bot.texts import TEXTS, amount, say
+from feishu_bot.texts import amount, help_of, say
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from feishu_bot.config.settings import ChatSettings
     from feishu_bot.hooks import Bot, BudgetView, Context, StoredMessage
@@ -105,11 +105,11 @@ class BuiltinCommands:
 
     async def commands(self, bot: Bot) -> Sequence[Command]:  # noqa: ARG002  # the signature is the hook's
         return (
-            Command("help", self._help, _help("help"), aliases=("帮助",), usage="[NAME]"),
-            Command("new", self._new, _help("new"), aliases=("新对话", "reset")),
-            Command("clear", self._clear, _help("clear"), aliases=("清空",)),
-            Command("history", self._history, _help("history"), aliases=("历史",), usage="[N]"),
-            Command("usage", self._usage, _help("usage"), aliases=("用量",)),
+            Command("help", self._help, help_of("help"), aliases=("帮助",), usage="[NAME]"),
+            Command("new", self._new, help_of("new"), aliases=("新对话", "reset")),
+            Command("clear", self._clear, help_of("clear"), aliases=("清空",)),
+            Command("history", self._history, help_of("history"), aliases=("历史",), usage="[N]"),
+            Command("usage", self._usage, help_of("usage"), aliases=("用量",)),
             *self._more,
         )
 
@@ -217,10 +217,6 @@ class BuiltinCommands:
         if not budgets:
             lines.append(say(language, "usage_no_budget"))
         return "\n".join(lines)
-
-
-def _help(name: str) -> Mapping[str, str]:
-    return {language: texts[f"help_of_{name}"] for language, texts in TEXTS.items()}
 
 
 def budget_line(bot: Bot, budget: BudgetView, language: str) -> str:

@@ -13,7 +13,7 @@ from feishu_bot.store import conversations, threads
 from feishu_bot.store.changes import last_message
 from feishu_bot.store.history import speaker_of
 from feishu_bot.store.search import search_messages
-from feishu_bot.texts import TEXTS, say
+from feishu_bot.texts import help_of, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,16 +44,16 @@ class ConversationCommands:
     def commands(self) -> Sequence[Command]:
         """Return them, in the order of ``/help``."""
         return (
-            Command("threads", self._threads, _help("threads"), aliases=("对话列表",)),
-            Command("switch", self._switch, _help("switch"), aliases=("切换",), usage="ID"),
-            Command("rename", self._rename, _help("rename"), aliases=("改名",), usage="TITLE"),
-            Command("fork", self._fork, _help("fork"), aliases=("分叉",), usage="[N]"),
-            Command("undo", self._undo, _help("undo"), aliases=("撤销",)),
-            Command(RETRY, self._retry, _help(RETRY), aliases=("重试",)),
-            Command("search", self._search, _help("search"), aliases=("搜索",), usage="TEXT"),
-            Command("export", self._export, _help("export"), aliases=("导出",)),
-            Command("stats", self._stats, _help("stats"), aliases=("统计",)),
-            Command("whoami", self._whoami, _help("whoami"), aliases=("我是谁",)),
+            Command("threads", self._threads, help_of("threads"), aliases=("对话列表",)),
+            Command("switch", self._switch, help_of("switch"), aliases=("切换",), usage="ID"),
+            Command("rename", self._rename, help_of("rename"), aliases=("改名",), usage="TITLE"),
+            Command("fork", self._fork, help_of("fork"), aliases=("分叉",), usage="[N]"),
+            Command("undo", self._undo, help_of("undo"), aliases=("撤销",)),
+            Command(RETRY, self._retry, help_of(RETRY), aliases=("重试",)),
+            Command("search", self._search, help_of("search"), aliases=("搜索",), usage="TEXT"),
+            Command("export", self._export, help_of("export"), aliases=("导出",)),
+            Command("stats", self._stats, help_of("stats"), aliases=("统计",)),
+            Command("whoami", self._whoami, help_of("whoami"), aliases=("我是谁",)),
         )
 
     # ------------------------------------------------------------------------------------ which is current
@@ -282,7 +282,3 @@ def _milliseconds(instant: datetime) -> int:
 def _shorten(text: str) -> str:
     line = " ".join(text[: _SHOWN * 8].split())
     return line if len(line) <= _SHOWN else line[: _SHOWN - 1] + "…"
-
-
-def _help(name: str) -> dict[str, str]:
-    return {language: texts[f"help_of_{name}"] for language, texts in TEXTS.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from feishu_bot.hooks import Command
-from feishu_bot.texts import TEXTS, say
+from feishu_bot.texts import help_of, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,12 +42,12 @@ class OperatorCommands:
             Command(
                 PAUSE,
                 self._pause,
-                _help(PAUSE),
+                help_of(PAUSE),
                 aliases=("暂停",),
                 usage=f"{usage} [TEXT]",
                 admin_only=True,
             ),
-            Command(RESUME, self._resume, _help(RESUME), aliases=("恢复",), usage=usage, admin_only=True),
+            Command(RESUME, self._resume, help_of(RESUME), aliases=("恢复",), usage=usage, admin_only=True),
         )
 
     async def _pause(self, context: Context, args: str) -> str:
@@ -72,7 +72,3 @@ class OperatorCommands:
 def _target(word: str) -> str:
     """Return what the record calls it: accounts have a mark, for one of them may be named ``all``."""
     return word if word in _SHOWN else f"account:{word}"
-
-
-def _help(name: str) -> dict[str, str]:
-    return {language: texts[f"help_of_{name}"] for language, texts in TEXTS.items()}

@@ -366,3 +366,8 @@ def of_limit(language: str, unit: str, used: int, limit: int) -> str:
 def say(language: str, key: str, **values: object) -> str:
     """Return a sentence with its values filled in."""
     return TEXTS[language][key].format(**values)
+
+
+def help_of(command: str) -> dict[str, str]:
+    """Return what ``/help`` says of a built-in command, by language."""
+    return {language: texts[f"help_of_{command}"] for language, texts in TEXTS.items()}
