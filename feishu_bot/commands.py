@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from feishu_bot.hooks import COMMAND_NAME, Command, Reply
 from feishu_bot.model import spans_chats
-from feishu_bot.texts import amount, help_of, say
+from feishu_bot.texts import amount, help_of, one_line, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -141,7 +141,7 @@ class BuiltinCommands:
                 return self._line(command, language)
         nearest = _nearest(name, visible)
         hint = say(language, "nearest", command=self._prefix + nearest) if nearest else ""
-        shown = _shorten(self._prefix + name)
+        shown = one_line(self._prefix + name, SHOWN_CHARACTERS)
         return say(language, "help_unknown", command=shown, nearest=hint, prefix=self._prefix)
 
     def _line(self, command: Command, language: str) -> str:
@@ -189,7 +189,7 @@ class BuiltinCommands:
         for number, turn in enumerate(turns, start=1):
             for message in turn:
                 if message.role in {"user", "assistant"} and message.content.strip():
-                    text = _shorten(message.content)
+                    text = one_line(message.content, SHOWN_CHARACTERS)
                     who = message.speaker or say(language, "history_you")
                     lines.append(say(language, f"history_{message.role}", number=number, who=who, text=text))
         return "\n".join(lines)
@@ -255,8 +255,3 @@ def _turns(history: Sequence[StoredMessage]) -> Iterator[list[StoredMessage]]:
             turn.append(message)
     if turn:
         yield turn
-
-
-def _shorten(text: str) -> str:
-    line = " ".join(text[: SHOWN_CHARACTERS * 8].split())
-    return line if len(line) <= SHOWN_CHARACTERS else line[: SHOWN_CHARACTERS - 1] + "…"

@@ -13,7 +13,7 @@ from feishu_bot.store import conversations, threads
 from feishu_bot.store.changes import last_message
 from feishu_bot.store.history import speaker_of
 from feishu_bot.store.search import search_messages
-from feishu_bot.texts import help_of, say
+from feishu_bot.texts import help_of, one_line, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -77,7 +77,7 @@ class ConversationCommands:
             language,
             "threads_line",
             id=row["id"],
-            title=_shorten(row["title"] or say(language, "untitled")),
+            title=_titled(row, language),
             count=row["message_count"],
             at=context.bot.local_time(_milliseconds(row["last_activity"])),
             mark=say(language, "threads_current") if is_current else "",
@@ -96,7 +96,7 @@ class ConversationCommands:
         rows = await self._list(context, only=int(wanted))
         if not rows:
             return Reply(say(language, "switch_unknown", id=wanted, prefix=self._prefix))
-        title = _shorten(rows[0]["title"] or say(language, "untitled"))
+        title = _titled(rows[0], language)
         return Reply(say(language, "switched", title=title), change="switch", detail=int(wanted))
 
     async def _rename(self, context: Context, args: str) -> Reply:
@@ -139,7 +139,9 @@ class ConversationCommands:
         last = next((said for said in reversed(context.history) if said.role == "user"), None)
         if last is None:
             return Reply(say(language, "history_empty"))
-        return Reply(say(language, "undone", text=_shorten(last.content)), change="cut", detail=last.seq - 1)
+        return Reply(
+            say(language, "undone", text=one_line(last.content, _SHOWN)), change="cut", detail=last.seq - 1
+        )
 
     async def _retry(self, context: Context, args: str) -> Reply:
         """Tell why there is nothing to answer anew: where there is, this message became the question."""
@@ -161,8 +163,8 @@ class ConversationCommands:
             )
         )
         if not hits:
-            return Reply(say(language, "search_nothing", text=_shorten(args)))
-        lines = [say(language, "search_title", text=_shorten(args))]
+            return Reply(say(language, "search_nothing", text=one_line(args, _SHOWN)))
+        lines = [say(language, "search_title", text=one_line(args, _SHOWN))]
         for hit in hits:
             at = context.bot.local_time(_milliseconds(datetime.fromisoformat(hit["timestamp"])))
             who = say(language, "said_by_user" if hit["role"] == "user" else "said_by_bot")
@@ -213,7 +215,7 @@ class ConversationCommands:
             say(
                 language,
                 "stats",
-                title=_shorten(row["title"] or say(language, "untitled")),
+                title=_titled(row, language),
                 count=row["message_count"],
                 tokens=row["total_tokens"],
                 since=context.bot.local_time(_milliseconds(row["created_at"])),
@@ -279,6 +281,5 @@ def _milliseconds(instant: datetime) -> int:
     return int((instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
-def _shorten(text: str) -> str:
-    line = " ".join(text[: _SHOWN * 8].split())
-    return line if len(line) <= _SHOWN else line[: _SHOWN - 1] + "…"
+def _titled(row: StoredRow, language: str) -> str:
+    return one_line(row["title"] or say(language, "untitled"), _SHOWN)

@@ -371,3 +371,9 @@ def say(language: str, key: str, **values: object) -> str:
 def help_of(command: str) -> dict[str, str]:
     """Return what ``/help`` says of a built-in command, by language."""
     return {language: texts[f"help_of_{command}"] for language, texts in TEXTS.items()}
+
+
+def one_line(text: str, most: int) -> str:
+    """Return the beginning of a text in one line of at most ``most`` characters, with ``…`` where more follows."""
+    line = " ".join(text[: most * 8].split())  # of a megabyte the beginning is enough
+    return line if len(line) <= most else line[: most - 1] + "…"
