@@ -227,6 +227,25 @@ class Platform(ABC):
         return []
 
 
+class PullSettings(PlatformSettings):
+    """Settings of a platform that is a door of the server's own: it needs none, and is on."""
+
+    builtin: ClassVar[dict[str, Any]] = {"enabled": True}
+
+
+class PullPlatform(Platform):
+    """Has no webhook and sends nothing: answers are read from the record by whoever asked."""
+
+    settings_type = PullSettings
+    pull = True
+
+    def receive(self, request: WebhookRequest) -> Received:  # noqa: ARG002  # the platform's signature
+        raise BadPayload(f"the platform {self.name} has no webhook")
+
+    async def send(self, outgoing: Outgoing) -> str | None:  # noqa: ARG002  # the platform's signature
+        return None
+
+
 def parse_json(body: bytes) -> Any:
     """Parse a request body; raise BadPayload for anything that is not JSON, or nested too deeply."""
     try:
@@ -257,6 +276,8 @@ def platform_types() -> dict[str, type[Platform]]:
     """Find every platform of this package by its ``name``: a new platform is one new file."""
     found: dict[str, type[Platform]] = {}
     for info in pkgutil.iter_modules(platforms.__path__, platforms.__name__ + "."):
+        if info.name == __name__:  # here is only what they share
+            continue
         module = importlib.import_module(info.name)
         for value in vars(module).values():
             if not inspect.isclass(value) or value.__module__ != module.__name__ or inspect.isabstract(value):
