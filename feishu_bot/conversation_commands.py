@@ -175,11 +175,9 @@ class ConversationCommands:
 
     async def _export(self, context: Context, args: str) -> Reply:
         language = context.language
-        refused = self._refused(context, "export", args)
-        if refused:
+        refused = self._nothing(context, "export", args)
+        if refused or context.conversation is None:
             return Reply(refused)
-        if context.conversation is None:
-            return Reply(say(language, "history_empty"))
         cid = context.conversation.id
         rows = await self._store.read(lambda tx: conversations.page_back(tx, cid))
         said: list[str] = []
@@ -204,11 +202,9 @@ class ConversationCommands:
 
     async def _stats(self, context: Context, args: str) -> Reply:
         language = context.language
-        refused = self._refused(context, "stats", args)
-        if refused:
+        refused = self._nothing(context, "stats", args)
+        if refused or context.conversation is None:
             return Reply(refused)
-        if context.conversation is None:
-            return Reply(say(language, "history_empty"))
         cid = context.conversation.id
         row = await self._store.read(lambda tx: conversations.get(tx, cid))
         return Reply(
@@ -250,6 +246,11 @@ class ConversationCommands:
         if args:
             return say(context.language, "command_no_arguments", command=self._prefix + name)
         return self._spanning(context)
+
+    def _nothing(self, context: Context, name: str, args: str) -> str:
+        """Return why a command without arguments has nothing to show here; empty where there is a conversation."""
+        empty = "" if context.conversation else say(context.language, "history_empty")
+        return self._refused(context, name, args) or empty
 
     def _spanning(self, context: Context) -> str:
         """Refuse in a group what holds words of other groups."""
