@@ -67,6 +67,10 @@ class PluginError(BotError):
     """The plugin is not right; the message says what its author or the operator should change."""
 
 
+class PluginMissing(PluginError):
+    """There is no such plugin; the message says where it was looked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class TimeLimits:
     """How long a plugin may take, in seconds.
@@ -376,6 +380,10 @@ class Plugins:
             if not isinstance(result, expected):
                 wanted = " or ".join("None" if t is type(None) else t.__name__ for t in expected)
                 raise PluginError(f"returned {type(result).__name__} instead of {wanted}")  # noqa: TRY301  # counts as a failure like any
+        except PluginMissing as error:  # a mistake in the settings: our own stack would say nothing about it
+            log.error("plugin missing", extra={"plugin": plugin.name, "reason": str(error)})  # noqa: TRY400  # see above
+            self._count_failure(plugin, hook, error)
+            return _FAILED
         except Exception as error:
             log.exception("plugin failed", extra={"plugin": plugin.name, "hook": hook})
             self._count_failure(plugin, hook, error)
@@ -484,7 +492,7 @@ def _load_into(loaded: Future[Loaded], directory: Path, name: str) -> None:
 def load_plugin(directory: Path, name: str) -> Loaded:
     """Return the plugin: ``NAME.py`` or ``NAME/__init__.py`` in the folder, else the installed one of this name.
 
-    Raises PluginError when there is none or it has no usable hook, and whatever its import raises.
+    Raises PluginMissing when there is none, PluginError when it has no usable hook, and whatever its import raises.
     """
     if _PLUGIN_NAME.fullmatch(name) is None:
         raise PluginError(f"{name!r} is no plugin's name: letters, digits, - and _")
@@ -523,8 +531,9 @@ def _import_file(path: Path, name: str) -> ModuleType:
 def _load_installed(directory: Path, name: str) -> object:
     found = entry_points(group=ENTRY_POINTS, name=name)
     if not found:
-        raise PluginError(
-            f"there is no {name}.py and no {name}/__init__.py in {directory}, and no installed plugin of this name"
+        raise PluginMissing(
+            f"there is neither {directory / name}.py nor {directory / name / '__init__.py'}, and no installed plugin "
+            "of this name: put it there, correct plugins.directory, or take it out of plugins.enabled"
         )
     return next(iter(found)).load()
 

@@ -135,6 +135,23 @@ async def test_a_name_leads_nowhere_but_to_the_folder(load, tmp_path, name):
     assert "AssertionError" not in problem
 
 
+async def test_a_plugin_that_is_not_there_is_one_line_that_says_where_it_was_looked_for(tmp_path, caplog):
+    plugins = Plugins(
+        PluginSettings.model_construct(directory=str(tmp_path), enabled=("hello",), settings={})
+    )
+    await plugins.start(lambda _name: PlainBot())
+    (record,) = (r for r in caplog.records if r.levelname == "ERROR")
+    assert (record.message, record.plugin, record.exc_info) == ("plugin missing", "hello", None)
+    for words in (
+        f"{tmp_path}/hello.py",
+        f"{tmp_path}/hello/__init__.py",
+        "plugins.directory",
+        "plugins.enabled",
+    ):
+        assert words in record.reason
+    assert plugins.problems() == [f"hello: {record.reason}"]
+
+
 async def test_a_function_that_looks_like_a_hook_is_pointed_out(load):
     plugins = await load({"p": "async def on_message(c): ...\nasync def on_anser(c, a): ..."})
     assert plugins.problems() == ["p: on_anser is no hook; did you mean on_answer?"]
