@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from playwright.async_api import BrowserContext, Page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+ELSEWHERE = "elsewhere.test"  # leads here, and is no loopback name: a browser trusts it less
 REQUIRED = os.environ.get("REQUIRE_BROWSER") == "1"
 
 
@@ -58,10 +59,10 @@ class Visitor:
             await page.wait_for_load_state("networkidle")
         return page
 
-    async def log_in(self, name: str, path: str = "/") -> Page:
+    async def log_in(self, name: str, path: str = "/", password: str = PASSWORD) -> Page:
         page = await self.open(f"/login?next={path}")
         await page.fill("[name=name]", name)
-        await page.fill("[name=password]", PASSWORD)
+        await page.fill("[name=password]", password)
         await page.click("button[type=submit]")
         await page.wait_for_url(self.url + path)
         await page.wait_for_load_state("networkidle")
@@ -73,11 +74,13 @@ class Browsers:
     browser: Any
 
     @asynccontextmanager
-    async def visitor(self, bot: Any, **options: Any) -> AsyncIterator[Visitor]:
+    async def visitor(self, bot: Any, *, host: str | None = None, **options: Any) -> AsyncIterator[Visitor]:
+        """``host``: the name by which the server is asked, a machine's elsewhere as far as the browser knows."""
         options = {"locale": "en-US", "viewport": {"width": 1200, "height": 800}} | options
         context = await self.browser.new_context(**options)
+        url = bot.url if host is None else bot.url.replace("127.0.0.1", host)
         try:
-            yield Visitor(context, bot.url)
+            yield Visitor(context, url)
         finally:
             await context.close()
 
@@ -92,7 +95,9 @@ async def chromium() -> AsyncIterator[Browsers]:
             pytest.fail(reason)
         pytest.skip(reason)
     async with playwright.async_playwright() as driver:
-        browser = await driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = await driver.chromium.launch(
+            executable_path=path, args=["--no-sandbox", f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1"]
+        )
         yield Browsers(browser)
         await browser.close()
 

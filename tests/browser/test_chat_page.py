@@ -11,6 +11,7 @@ import pytest
 from feishu_bot.store import conversations, threads
 from feishu_bot.store.work import NewMessage
 from feishu_bot.testing.model import Behaviour
+from tests.browser.conftest import ELSEWHERE
 from tests.e2e.bots import configuration, until
 from tests.e2e.browsers import add_accounts
 from tests.stores import opened
@@ -96,6 +97,22 @@ async def test_after_the_login_one_sees_ones_own_and_leaves_again(chromium, bots
         await account.wait_for_url("**/login")
         await page.goto(bot.url)
         assert "/login" in page.url
+
+
+async def test_the_page_works_by_http_from_another_machine(chromium, bots, sqlite_url, model):
+    bot = await bots.start(configuration(sqlite_url, model=model))
+    await add_accounts(sqlite_url, ann="user")
+    async with chromium.visitor(bot, host=ELSEWHERE) as ann:
+        page = await ann.log_in("ann")
+        assert not await page.evaluate("isSecureContext")
+        await ask(page, "hello")
+        await page.locator(".message.user").hover()
+        await page.locator(".message.user").get_by_label("Copy the message").click()
+        await page.locator(".message.user [href='#i-check']").wait_for()
+        await page.focus("#text")
+        await page.keyboard.press("Control+V")
+        assert await page.input_value("#text") == "hello"
+        assert ann.complaints == []
 
 
 async def test_an_answer_is_shown_as_it_grows_and_a_reload_in_the_middle_loses_and_doubles_nothing(

@@ -1,4 +1,4 @@
-import { $, api, instant, make, t } from "./page.js";
+import { $, api, copyText, instant, make, t } from "./page.js";
 
 function row(item, action, word) {
   const button = make("button", { type: "button", className: "danger quiet", "aria-label": `${word}: ${item.label}` }, word);
@@ -29,7 +29,7 @@ $("make-token").addEventListener("submit", async (event) => {
   show();
 });
 $("copy").addEventListener("click", async () => {
-  await navigator.clipboard.writeText($("token").querySelector("code").textContent);
+  await copyText($("token").querySelector("code").textContent);
   $("copy").textContent = t.copied;
 });
 $("password").addEventListener("submit", async (event) => {

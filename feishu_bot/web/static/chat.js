@@ -1,5 +1,5 @@
 // The chat page: which conversation is open, what is being answered in it, and what is done to it.
-import { $, api, base, fill, make, t } from "./page.js";
+import { $, api, base, fill, make, newId, t } from "./page.js";
 import { Composer } from "./composer.js";
 import { Messages, dress, icon, isNearEnd, toEnd } from "./messages.js";
 import { Sidebar } from "./sidebar.js";
@@ -61,7 +61,7 @@ function notice(text) {
 // ---------------------------------------------------------------------------------------- asking, answers
 
 function send(message, files) {
-  const run = { id: crypto.randomUUID(), conversation: open, message, files };
+  const run = { id: newId(), conversation: open, message, files };
   if ($("agent").value && !$("agents").hidden) run.agent = $("agent").value;
   start(run);
   return true;

@@ -1,6 +1,6 @@
 // The messages of one conversation: a window of pages that follows the scrolling, both ways, so that a conversation of
 // thousands of messages is as light as a short one.
-import { $, api, fill, instant, make, t } from "./page.js";
+import { $, api, copyText, fill, instant, make, t } from "./page.js";
 
 const PAGE = 50, MOST = 200, NEAR = 120;
 const SVG = "http://www.w3.org/2000/svg";
@@ -21,7 +21,7 @@ export function iconButton(name, label, act) {
 }
 
 async function copy(text, button) {
-  await navigator.clipboard.writeText(text).catch(() => null);
+  await copyText(text).catch(() => null);
   button.replaceChildren(icon("check"));
   setTimeout(() => button.replaceChildren(icon("copy")), 1500);
 }

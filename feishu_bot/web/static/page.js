@@ -56,6 +56,22 @@ export function remember(name, value) {
   document.cookie = `${name}=${value}; Path=${base || "/"}; Max-Age=${YEAR_S}; SameSite=Lax`;
 }
 
+/** Copies a text; also where the page comes by http from another machine, and browsers keep the clipboard to themselves. */
+export async function copyText(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const field = make("textarea", { value: text, className: "hidden", readOnly: true }), before = document.activeElement;
+  document.body.append(field);
+  field.select();
+  document.execCommand("copy");
+  field.remove();
+  before?.focus();
+}
+
+/** Returns an id nobody else has; `crypto.randomUUID` is missing where the page comes by http from another machine. */
+export function newId() {
+  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
 const instants = new Intl.DateTimeFormat(root.lang, { dateStyle: "medium", timeStyle: "short" });
 export const instant = (text) => instants.format(new Date(text));
 
