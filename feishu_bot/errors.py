@@ -12,6 +12,7 @@
     │   ├── InvalidImport      (ValueError) correct the file at the line it names
     │   ├── ConversationNotFound (ValueError) there is no such conversation
     │   └── MessageNotFound    (ValueError) there is no such message
+    ├── OrderRefused           nothing was changed; ``why`` says what stands in the way
     ├── LeaseLost              drop the work: another process has taken it over
     ├── Refused                a request from outside that is not taken
     │   ├── BadSignature       answer 401
@@ -95,6 +96,17 @@ class MessageNotFound(StoreError, ValueError):
     def __init__(self, message_id: int) -> None:
         super().__init__(f"Message not found: {message_id}")
         self.message_id = message_id
+
+
+class OrderRefused(BotError):
+    """An operator's order is not carried out; nothing was changed.
+
+    ``why`` is one word for the pages: gone, taken, last_admin.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"order refused: {why}")
+        self.why = why
 
 
 class LeaseLost(BotError):

@@ -31,6 +31,7 @@ MAX_PER_ACCOUNT: Final = 10  # wrong passwords in that time, from wherever
 MAX_PER_ADDRESS: Final = 30  # from one address (IPv6: one /64), whatever the account
 _SEEN_MS: Final = 5 * 60_000  # how exact ``used_at`` is
 _KEY: Final = ("key", "cookies")
+_PLAIN: Final = "abcdefghjkmnpqrstuvwxyz23456789"
 
 _t = tokens.c
 
@@ -142,6 +143,24 @@ def set_password(tx: Transaction, name: str, password: str, *, keep: int | None 
     return bool(changed)
 
 
+def set_role(tx: Transaction, name: str, role: Role) -> bool:
+    """Give an account another role, from its next request on; False: there is no such account."""
+    known = find_account(tx, name) is not None
+    tx.connection.execute(update(accounts).where(accounts.c.name == name).values(role=role.value))
+    return known
+
+
+def is_last_admin(tx: Transaction, name: str) -> bool:
+    """Say whether nobody but this account administers. Who does stays so until the transaction ends."""
+    found = tx.connection.execute(
+        select(accounts.c.name)
+        .where(accounts.c.role == Role.ADMIN.value)
+        .order_by(accounts.c.name)  # in one order, so that two who ask wait for each other at most
+        .with_for_update()
+    )
+    return list(found.scalars()) == [name]
+
+
 def remove_account(tx: Transaction, name: str) -> bool:
     """Remove an account with all that stands for it; its conversations stay. False: there is no such account."""
     tx.connection.execute(delete(tokens).where(_t.account == name))
@@ -158,6 +177,11 @@ def new_secret() -> str:
 
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def new_password() -> str:
+    """Return a password that nobody guesses and anybody can type: no letter of it looks like another."""
+    return "-".join("".join(secrets.choice(_PLAIN) for _ in range(5)) for _ in range(4))
 
 
 def add_token(

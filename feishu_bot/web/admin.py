@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import re
 import secrets
@@ -10,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, urlencode
 
+import orjson
 from aiohttp import web
 
 from feishu_bot.config import secret_values
@@ -201,11 +203,17 @@ class Desk:
         )
 
     def order_of(self, request: web.Request, fields: Mapping[str, str], target: str) -> Order:
-        """Return who orders what; the same form sent twice is one order."""
-        actor, number = person_key(self._account, request[VISITOR].name), fields.get("order", "")
+        """Return who orders what; the same form sent twice is one order, another form of the same page another."""
+        actor, number = self.person(request[VISITOR].name), fields.get("order", "")
         if not _ORDER.fullmatch(number):
             number = secrets.token_hex(8)
-        return Order(actor, target[:255], make_key("console", actor, number))
+        said = sorted((key, value) for key, value in fields.items() if key not in {"csrf", "sure", "order"})
+        digest = hashlib.sha256(orjson.dumps(said)).hexdigest()[:16]
+        return Order(actor, target[:255], make_key("console", actor, f"{number}-{digest}"))
+
+    def person(self, name: str) -> str:
+        """Return the person that an account is."""
+        return person_key(self._account, name)
 
     async def carry_out(
         self,
@@ -280,13 +288,14 @@ def ago(ms: float | None) -> str:
     return f"{seconds} s"
 
 
-def routes(desk: Desk, views: Any, orders: Any) -> list[web.RouteDef]:
+def routes(desk: Desk, views: Any, orders: Any, people: Any) -> list[web.RouteDef]:
     """Return the routes, without the path that all begin with."""
     look: Callable[[Handler], Handler] = desk.page
     letter, conversation = (
         "/admin/dead/{letter:(?:in|out)-[0-9]{1,15}}",
         "/admin/conversations/{id:[0-9]{1,15}}",
     )
+    person = "/admin/people/{name:[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}}"
 
     def order(handler: Callable[[web.Request, dict[str, str]], Awaitable[web.StreamResponse]]) -> Handler:
         async def checked(request: web.Request) -> web.StreamResponse:
@@ -314,6 +323,8 @@ def routes(desk: Desk, views: Any, orders: Any) -> list[web.RouteDef]:
         web.post("/admin/platforms", order(orders.platforms)),
         web.get("/admin/config", look(views.config)),
         web.get("/admin/logs", look(views.logs)),
-        web.get("/admin/people", look(views.people)),
+        web.get("/admin/people", look(people.list)),
+        web.get(person, look(people.person)),
+        web.post("/admin/people", order(people.order)),
         web.get("/admin/audit", look(views.audit)),
     ]

@@ -277,20 +277,7 @@ class Views:
             **listing(found[page.offset : page.offset + page.limit], page, number),
         )
 
-    # ---------------------------------------------------------------------------------- accounts and audit
-
-    async def people(self, request: web.Request) -> web.StreamResponse:
-        """Show accounts, and the sessions and tokens that stand for them."""
-        page, number = page_of(request)
-
-        def read(tx: Transaction) -> tuple[Any, Any]:
-            return console.list_people(tx, page), console.list_tokens(tx, page)
-
-        people, tokens = await self._desk.store.read(read)
-        shown = listing(people, page, number)
-        more = listing(tokens, page, number)
-        shown["next"] = shown["next"] or more["next"]
-        return self._desk.render(request, "people", tokens=more["rows"], **shown)
+    # ----------------------------------------------------------------------------------------------- audit
 
     async def audit(self, request: web.Request) -> web.StreamResponse:
         """Show who has changed what."""

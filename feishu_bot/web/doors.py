@@ -11,6 +11,7 @@ from feishu_bot import __version__
 from feishu_bot.web.accounts import VISITOR, Accounts
 from feishu_bot.web.admin import Desk, routes
 from feishu_bot.web.admin_orders import Orders
+from feishu_bot.web.admin_people import People
 from feishu_bot.web.admin_views import Views
 from feishu_bot.web.conversations import Conversations
 from feishu_bot.web.errors import json_response
@@ -69,7 +70,7 @@ class Doors:
         api, page, login, own = self.accounts.api, self.accounts.page, self._login, self._conversations
         orders = Orders(self._desk, own.remove_rows)
         return [
-            *routes(self._desk, Views(self._desk), orders),
+            *routes(self._desk, Views(self._desk), orders, People(self._desk, login.hashed)),
             web.get("/conversations", api(own.list)),
             web.get(f"/conversations/{_ID}", api(own.get)),
             web.patch(f"/conversations/{_ID}", api(own.rename)),

@@ -99,6 +99,11 @@ class Login:
         async with self._hashing:
             return await asyncio.to_thread(is_right, stored, password)
 
+    async def hashed(self, password: str) -> str:
+        """Return the hash to store. Raises ValueError for a password that will not do."""
+        async with self._hashing:
+            return await asyncio.to_thread(hash_password, password)
+
     async def logout(self, request: web.Request) -> web.StreamResponse:
         """End this session."""
         visitor = request[VISITOR]
@@ -168,8 +173,7 @@ class Login:
         if not await self._is_right(stored, old):
             return error_response(403, "the current password is not right", code="wrong_password")
         try:
-            async with self._hashing:
-                fresh = await asyncio.to_thread(hash_password, new)
+            fresh = await self.hashed(new)
         except ValueError as error:
             return error_response(400, str(error), code="bad_password")
         keep = visitor.token_id if visitor.by == "session" else None

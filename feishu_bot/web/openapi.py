@@ -224,6 +224,14 @@ SHAPES: Final[dict[str, dict[str, Any]]] = {
     "POST /admin/conversations": _order("delete", id=_INTEGER),
     "POST /admin/budgets": _order("grant or reset", budget=_TEXT, key=_TEXT, unit=_TEXT, amount=_TEXT),
     "POST /admin/jobs": _order("run", job=_TEXT),
+    "POST /admin/people": _order(
+        "add, role, password, remove, sessions (ends all), session (ends one), token (makes one) or revoke; "
+        "what is shown once stands in the page that answers 200",
+        name=_TEXT,
+        role={"type": "string", "enum": ["user", "viewer", "admin"]},
+        label=_TEXT,
+        id=_INTEGER,
+    ),
     "POST /admin/platforms": _order("pause or resume", target=_TEXT, say=_TEXT),
 }
 

@@ -17,7 +17,17 @@ from tests.e2e.browsers import Browser, add_accounts
 
 PAGES = (
     *("", "?days=30&by=model", "/dead", "/dead/in-1", "/conversations", "/conversations?q=whale"),
-    *("/conversations/1", "/budgets", "/jobs", "/platforms", "/config", "/logs", "/people", "/audit"),
+    *(
+        "/conversations/1",
+        "/budgets",
+        "/jobs",
+        "/platforms",
+        "/config",
+        "/logs",
+        "/people",
+        "/people/ada",
+        "/audit",
+    ),
 )
 PICTURES = os.environ.get("CONSOLE_PICTURES")  # a folder for a picture of each page, to look at them
 
@@ -105,6 +115,38 @@ async def test_a_dead_letter_is_retried_after_a_question(console, chromium, sqli
         await page.get_by_role("link", name="Audit").click()
         assert "dead.retry" in await page.locator("table").inner_text()
         assert visitor.complaints == []
+
+
+async def test_accounts_and_tokens_are_made_after_a_question_and_shown_once(console, chromium, sqlite_record):
+    async with chromium.visitor(console) as visitor:
+        page = await visitor.log_in("ada", "/admin/people")
+        await page.fill("[name=name]", "new")
+        await page.select_option("[name=role]", "viewer")
+        await page.get_by_role("button", name="New account").press("Enter")
+        dialog = page.locator("#ask")
+        assert "Make the account new (viewer)?" in await dialog.inner_text()
+        await dialog.get_by_role("button", name="Yes").click()
+        await page.locator("#secret").wait_for()
+        password = await page.inner_text("#secret")
+        await page.reload()  # the browser sends the form again
+        assert "shown once" in await page.locator(".notice.bad").inner_text()
+        await page.get_by_role("link", name="ann").first.click()
+        await page.fill("[name=label]", "nightly")
+        await page.get_by_role("button", name="New token").click()
+        await dialog.get_by_role("button", name="Yes").click()
+        await page.get_by_role("button", name="Copy").click()
+        await page.get_by_role("button", name="Copied").wait_for()
+        await page.get_by_role("link", name="Back to the account").click()
+        row = page.locator("tr", has_text="nightly")
+        await row.get_by_role("button", name="Revoke").click()
+        assert "Revoke this token of ann?" in await dialog.inner_text()
+        await dialog.get_by_role("button", name="Yes").click()
+        await page.wait_for_url("**/admin/people?done=ann")
+        assert sqlite_record.count(schema.tokens, label="nightly") == 0
+        assert visitor.complaints == []
+    async with chromium.visitor(console) as new:
+        page = await new.log_in("new", "/account", password)
+        assert "viewer" in await page.inner_text("h1")
 
 
 async def test_the_console_works_without_scripts(console, chromium, sqlite_record):

@@ -175,3 +175,15 @@ def test_one_customers_addresses_count_as_one(address, network):
 def test_a_name_that_no_account_can_have_is_refused(name):
     with pytest.raises(ValueError, match="name has"):
         store_accounts.check_name(name)
+
+
+async def test_a_role_is_changed_and_the_last_administrator_is_known(store):
+    await store.run(call("add_account", "ann", "hash", Role.ADMIN))
+    await store.run(call("add_account", "bob", "hash", Role.VIEWER))
+    assert await store.run(call("is_last_admin", "ann"))
+    assert not await store.run(call("is_last_admin", "bob"))
+    for _ in range(2):  # also where it changes nothing
+        assert await store.run(call("set_role", "bob", Role.ADMIN))
+    assert not await store.run(call("is_last_admin", "ann"))
+    assert not await store.run(call("set_role", "nobody", Role.ADMIN))
+    assert (await store.read(call("find_account", "bob"))).role is Role.ADMIN

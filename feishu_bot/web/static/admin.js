@@ -1,5 +1,5 @@
 // The console works without this. With it, orders are asked about in place, and the overview's figures stay fresh.
-import { $, base } from "./page.js";
+import { $, base, copyText } from "./page.js";
 
 const dialog = $("ask");
 
@@ -7,8 +7,9 @@ for (const form of document.querySelectorAll("form[data-ask]")) {
   form.addEventListener("submit", (event) => {
     if (form.elements.sure) return;
     event.preventDefault();
-    const amount = form.elements.amount?.value ?? "";
-    $("ask-words").textContent = form.dataset.ask.replace("{n}", amount);
+    const { amount, name, role } = form.elements;
+    const said = { n: amount?.value, name: name?.value, role: role?.selectedOptions[0].label };
+    $("ask-words").textContent = form.dataset.ask.replace(/\{(\w+)\}/g, (whole, key) => said[key] ?? whole);
     dialog.returnValue = "no";
     dialog.onclose = () => {
       if (dialog.returnValue !== "yes") return;
@@ -25,6 +26,14 @@ for (const form of document.querySelectorAll("form[data-ask]")) {
 addEventListener("pageshow", (event) => {
   if (event.persisted) for (const sure of document.querySelectorAll("form[data-ask] input[name=sure]")) sure.remove();
 });
+
+for (const button of document.querySelectorAll("[data-copies]")) {
+  button.hidden = false;
+  button.addEventListener("click", async () => {
+    await copyText($(button.dataset.copies).textContent);
+    button.textContent = button.dataset.copied;
+  });
+}
 
 // Where a chart is wider than the window, the newest days are what one wants to see.
 for (const chart of document.querySelectorAll(".scroll:has(> .chart)")) chart.scrollLeft = chart.scrollWidth;
