@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.databases import KINDS, Databases, Unavailable
-from tests.isolation import NetworkGuard, clean_environment, database_hosts
+from tests.isolation import NetworkGuard, clean_environment, database_hosts, keep_bytecode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,6 +18,7 @@ MISSING = pytest.StashKey[collections.Counter[str]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     clean_environment()
+    keep_bytecode()
     config.stash[MISSING] = collections.Counter()
     config.stash[GUARD] = NetworkGuard(database_hosts())
     config.stash[GUARD].install()

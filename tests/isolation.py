@@ -39,6 +39,15 @@ def clean_environment() -> None:
             del os.environ[name]
 
 
+def keep_bytecode() -> None:
+    """Let this process and those that it starts keep what they compile, also where the machine says otherwise.
+
+    Hundreds of them import the product; each would compile it, and pytest the tests, anew.
+    """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
+
+
 class NetworkGuard:
     """Refuses connections and look-ups beyond loopback in this process, and remembers them in ``refused``.
 

@@ -41,6 +41,8 @@ class _Later:
     """Imports them when the first test asks: they take seconds, in every process that only lists the tests."""
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # pytest asks whatever stands in a module whether it is a fixture
+            raise AttributeError(name)
         return getattr(importlib.import_module("tests.platforms.makers"), name)
 
 
