@@ -6,6 +6,7 @@
     ├── ConfigError            correct the configuration; carries one line per mistake
     ├── StoreError
     │   ├── StoreUnavailable   (ValueError) try again later; nothing was written
+    │   ├── TooLarge           (ValueError) store less at once, or let the database server take more
     │   ├── SchemaMismatch     run ``db upgrade``, or a newer program
     │   ├── BackupDamaged      take another backup: this one is not as it was written
     │   ├── RestoreRefused     nothing was changed; the message says what stands in the way
@@ -61,6 +62,10 @@ class StoreUnavailable(StoreError, ValueError):
     def __init__(self, reason: str, *, outcome_unknown: bool = False) -> None:
         super().__init__(reason)
         self.outcome_unknown = outcome_unknown
+
+
+class TooLarge(StoreError, ValueError):
+    """It is more than the database server takes at once; nothing was written. The message names its setting."""
 
 
 class SchemaMismatch(StoreError):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from zoneinfo import ZoneInfo
 
 from feishu_bot.config import database_from, process_variables
-from feishu_bot.errors import ConversationNotFound, InvalidImport, MessageNotFound, StoreUnavailable
+from feishu_bot.errors import ConversationNotFound, InvalidImport, MessageNotFound, StoreUnavailable, TooLarge
 from feishu_bot.retention import Retention
 from feishu_bot.store import cleanup, conversations, ledger, search, statistics, threads, transfer, values
 from feishu_bot.store.records import (
@@ -52,6 +52,7 @@ __all__ = [
     "MessageRecord",
     "PersistentConversationManager",
     "StoreUnavailable",
+    "TooLarge",
     "check_text",
 ]
 

@@ -136,7 +136,15 @@ def open_engine(
         hide_parameters=True,  # errors must not carry what people wrote
     )
     event.listen(engine, "handle_error", _leave_read_only)
+    if url.drivername == "mysql+pymysql":
+        event.listen(engine, "do_connect", _connect_bounded)
     return engine
+
+
+def _connect_bounded(_dialect: Any, _record: Any, arguments: Sequence[Any], named: dict[str, Any]) -> Any:
+    from feishu_bot.store.packets import BoundedConnection  # noqa: PLC0415  # the driver is there on MariaDB only
+
+    return BoundedConnection(*arguments, **named)
 
 
 def _leave_read_only(context: ExceptionContext) -> None:
@@ -192,6 +200,7 @@ _RETRY_MARIADB = frozenset({1205, 1213, 1020, 1412, 1969})
 # A server that takes no changes, such as a standby.
 _READ_ONLY_SQLSTATE = "25006"
 _READ_ONLY_MARIADB = frozenset({1290, 1836})
+_TOO_LARGE_MARIADB = 1153
 # Connection was killed, server is shutting down: SQLAlchemy knows only those of MySQL.
 _GONE_MARIADB = frozenset({1053, 1927})
 
@@ -227,6 +236,11 @@ def is_conflict(error: BaseException) -> bool:
 def is_refusal(error: BaseException) -> bool:
     """Say whether the database will never take this change: a value is wrong with it, not the database."""
     return isinstance(error, DataError | IntegrityError)
+
+
+def is_too_large(error: BaseException) -> bool:
+    """Say whether it is more than the database server takes at once."""
+    return isinstance(error, DataError) and _number(error) == _TOO_LARGE_MARIADB
 
 
 def is_hopeless(error: BaseException) -> bool:

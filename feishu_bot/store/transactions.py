@@ -19,12 +19,13 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from feishu_bot.errors import StoreUnavailable
+from feishu_bot.errors import StoreUnavailable, TooLarge
 from feishu_bot.store import migrations
 from feishu_bot.store.engine import (
     capabilities,
     is_conflict,
     is_disconnect,
+    is_too_large,
     normalise_url,
     open_engine,
     reason_of,
@@ -224,7 +225,8 @@ class _Retry:
                 is_conflict(error) or (isinstance(error, IntegrityError) and self._runs < RACES)
             )
         if not again:
-            raise StoreUnavailable(reason_of(error)) from error
+            told = TooLarge if is_too_large(error) else StoreUnavailable
+            raise told(reason_of(error)) from error
         time.sleep(random.uniform(0.001, 0.005 * min(self._runs, 10)))  # noqa: S311  # jitter, not a secret
 
 

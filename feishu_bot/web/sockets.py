@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from feishu_bot.errors import Refused, StoreUnavailable
+from feishu_bot.errors import Refused, StoreError, StoreUnavailable
 from feishu_bot.log import Seldom
 from feishu_bot.platforms.base import Socket, SocketRequest
 from feishu_bot.web.errors import error_response, unavailable
@@ -115,10 +115,10 @@ class Backlog:
             batch = [self._events[n] for n in range(min(MAX_BATCH, len(self._events)))]
             try:
                 await self._record(batch)
-            except StoreUnavailable as error:
-                if not self._waiting:
+            except StoreError as error:
+                if isinstance(error, StoreUnavailable) and not self._waiting:
                     log.warning("store unavailable", extra={"step": "receive", "reason": str(error)})
-                self._waiting = True
+                self._waiting = isinstance(error, StoreUnavailable)
                 if not await self._record_each(batch):
                     await asyncio.sleep(self._pause_s)
             else:
@@ -131,6 +131,7 @@ class Backlog:
         One event that the database refuses, though it takes others, must not keep those out for ever.
         """
         recorded: list[InboundMessage] = []
+        lost: list[InboundMessage] = []
         refused: dict[tuple[str, str], InboundMessage] = {}
         for event in batch:
             speaker = (event.chat_id, event.sender_id)
@@ -142,6 +143,9 @@ class Backlog:
                 refused[speaker] = event
                 if not recorded and len(refused) == _TRIES:
                     break  # it takes nothing
+            except StoreError as error:  # waiting does not mend it
+                lost.append(event)
+                log.error("event lost", extra={"key": event.event_key, "reason": str(error)})  # noqa: TRY400  # no fault of ours
             else:
                 recorded.append(event)
         if recorded:
@@ -149,9 +153,9 @@ class Backlog:
                 self._refusals[event.event_key] += 1
                 if self._refusals[event.event_key] == _TRIES:
                     log.error("event lost", extra={"key": event.event_key, "reason": "the store refuses it"})
-                    recorded.append(event)
-            self._forget(recorded)
-        return bool(recorded)
+                    lost.append(event)
+        self._forget([*recorded, *lost])
+        return bool(recorded or lost)
 
     def _forget(self, events: Sequence[InboundMessage]) -> None:
         done = {id(event) for event in events}

@@ -8,6 +8,7 @@ from contextlib import suppress
 import aiohttp
 import pytest
 
+from feishu_bot.errors import StoreError
 from feishu_bot.model import InboundMessage
 from feishu_bot.platforms.base import PlatformContext
 from feishu_bot.testing.onebot import FakeOneBot, heartbeat_event, message_event
@@ -315,6 +316,24 @@ async def test_an_event_that_the_database_refuses_keeps_no_other_out(caplog):
         await until(lambda n=n: f"a{n}" in record.texts)
     await until(lambda: "b2" in record.texts)
     assert [r.key for r in caplog.records if r.message == "event lost"] == ["m:b1"]
+    await backlog.close(1.0)
+
+
+async def test_an_event_that_waiting_does_not_help_is_lost_alone_and_at_once(caplog):
+    record = Record()
+
+    async def sometimes(events):
+        if any(event.text == "large" for event in events):
+            raise StoreError("too large")
+        return await record.record(events)
+
+    backlog = Backlog(sometimes, lambda: None, pause_s=600.0)
+    backlog.add(messages("a1", "large", "b1"))
+    await until(lambda: record.texts == ["a1", "b1"])
+    backlog.add(messages("large"))
+    await until(lambda: len(backlog) == 0)
+    lost = [(r.key, r.reason) for r in caplog.records if r.message == "event lost"]
+    assert lost == [("m:large", "too large")] * 2
     await backlog.close(1.0)
 
 
