@@ -1,4 +1,8 @@
-"""Chromium, driven by Playwright. Skipped with the reason where there is none; CI installs it."""
+"""Chromium, driven by Playwright. Skipped with the reason where there is none; CI installs it.
+
+It is started once, and each visitor gets a context of his own in it: nothing is shared but the program. So the tests
+here, and what they ask for, run on one event loop: each file says so with ``ONE_LOOP``.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import pytest_asyncio
 
+from feishu_bot.testing.model import FakeModelServer
 from tests.e2e.bots import configuration
 from tests.e2e.browsers import PASSWORD
 
-# The servers, the fake model and the database of a test are those of the end-to-end tests.
-from tests.e2e.conftest import bots, http, model, nursery, sqlite_record  # noqa: F401
+# The servers and the database of a test are those of the end-to-end tests.
+from tests.e2e.conftest import bots, nursery, sqlite_record  # noqa: F401
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 ELSEWHERE = "elsewhere.test"  # leads here, and is no loopback name: a browser trusts it less
+ONE_LOOP = pytest.mark.asyncio(loop_scope="session")
 REQUIRED = os.environ.get("REQUIRE_BROWSER") == "1"
 
 
@@ -85,7 +92,7 @@ class Browsers:
             await context.close()
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def chromium() -> AsyncIterator[Browsers]:
     playwright = pytest.importorskip("playwright.async_api")
     path = find_chromium()
@@ -102,12 +109,18 @@ async def chromium() -> AsyncIterator[Browsers]:
         await browser.close()
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
+async def model() -> AsyncIterator[FakeModelServer]:
+    async with FakeModelServer() as server:
+        yield server
+
+
+@pytest_asyncio.fixture(loop_scope="session")
 async def bot(bots, model, sqlite_url):  # noqa: F811
     return await bots.start(configuration(sqlite_url, model=model))
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def visitor(chromium, bot):
     """Whoever sits at this machine, while there is no account; his page has nothing to complain about."""
     async with chromium.visitor(bot) as made:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser.conftest import ONE_LOOP
 from tests.e2e.bots import configuration
 from tests.e2e.browsers import add_accounts
 
+pytestmark = ONE_LOOP
 AXE = "axe-core@4"
 SERIOUS = {"serious", "critical"}
 

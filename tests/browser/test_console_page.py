@@ -7,14 +7,17 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from sqlalchemy import insert
 
 from feishu_bot.model import ChatType, InboundMessage
 from feishu_bot.store import schema
+from tests.browser.conftest import ONE_LOOP
 from tests.browser.test_accessibility import axe, check  # noqa: F401
 from tests.e2e.bots import configuration, until
 from tests.e2e.browsers import Browser, add_accounts
 
+pytestmark = ONE_LOOP
 PAGES = (
     *("", "?days=30&by=model", "/dead", "/dead/in-1", "/conversations", "/conversations?q=whale"),
     *(
@@ -57,7 +60,7 @@ def add_data(record):
         record.execute(insert(schema.inbox).values(**row))
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def console(bots, sqlite_url, sqlite_record):
     budgets = [{"name": "daily", "limit_tokens": 100_000, "limit_cost_usd": 5}]
     bot = await bots.start(configuration(sqlite_url, budgets=budgets))
