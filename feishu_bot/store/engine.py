@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from contextlib import contextmanager
+import tempfile
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -159,9 +161,10 @@ def _leave_read_only(context: ExceptionContext) -> None:
 
 
 def _open_sqlite(url: URL, *, echo: bool) -> Engine:
-    if url.database and not url.database.startswith(("file:", ":")):
+    is_file = bool(url.database) and not str(url.database).startswith(("file:", ":"))
+    if is_file:
         try:
-            Path(url.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
+            Path(str(url.database)).expanduser().parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise StoreUnavailable(
                 f"the folder of {url.database} cannot be made: {error.strerror}"
@@ -172,6 +175,9 @@ def _open_sqlite(url: URL, *, echo: bool) -> Engine:
         connect_args={"timeout": SQLITE_BUSY_MS / 1000, "check_same_thread": False, "isolation_level": None},
         hide_parameters=True,
     )
+
+    if is_file:
+        event.listen(engine, "do_connect", _make_private)
 
     @event.listens_for(engine, "connect")
     def _pragmas(connection: Any, _record: Any) -> None:
@@ -190,6 +196,24 @@ def _open_sqlite(url: URL, *, echo: bool) -> Engine:
             connection.exec_driver_sql("BEGIN" if options.get("reader", False) else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _make_private(_dialect: Any, _record: Any, arguments: Sequence[Any], _named: dict[str, Any]) -> None:
+    """Make the file of a new database, for its owner alone; SQLite gives what it puts beside it the same rights.
+
+    One that is there keeps its rights. It gets its name when it is complete: to open and close a database's file
+    would end the locks that SQLite has on it in this process.
+    """
+    file = Path(arguments[0])
+    if file.exists():
+        return
+    with suppress(OSError):  # SQLite makes it then, or says why it cannot
+        descriptor, made = tempfile.mkstemp(prefix=".", dir=file.parent)
+        os.close(descriptor)
+        try:
+            os.link(made, file)
+        finally:
+            Path(made).unlink()
 
 
 # ------------------------------------------------------------------------------------------- error mapping
