@@ -7,16 +7,18 @@ tenth of a second, with everything imported. What the workers share is a port an
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import gc
 import logging
 import os
 import select
+import shutil
 import signal
 import socket
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -48,6 +50,8 @@ FIRST_PAUSE_S: Final = 0.25  # before a worker that died at once is replaced; do
 STOP_S: Final = 90.0  # more than a worker takes to stop; then it is killed
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _CHUNK: Final = 65536
+_FOLDER: Final = "feishu-bot-workers-"
+_LOCK: Final = "lock"
 
 
 @dataclass(slots=True, eq=False)
@@ -124,10 +128,7 @@ class Supervisor:
             )
             for address in self._address:
                 stack.callback(address.close)
-            folder = stack.enter_context(
-                tempfile.TemporaryDirectory(prefix="feishu-bot-", ignore_cleanup_errors=True)
-            )
-            self._folder = Path(folder)
+            self._folder = stack.enter_context(shared_folder())
             self._peers = Peers(self._folder, self._count)
             stack.enter_context(self._signals())
             warm(self._loaded.settings.ai.model)  # once, in memory that the workers share
@@ -345,6 +346,37 @@ class _SignalPipe:
 def _without_gauges(counts: list[list[object]]) -> list[object]:
     """Return the sums of what ended workers had counted; what they were doing is over."""
     return [family for family in add_up(counts) if family[1] != "gauge"]
+
+
+# --------------------------------------------------------------------------------------- what workers share
+
+
+@contextmanager
+def shared_folder() -> Iterator[Path]:
+    """Yield a new folder for what workers tell each other; those that killed supervisors have left are removed.
+
+    Whoever uses a folder holds the lock in it, by descent: the supervisor, and workers that are left without one.
+    """
+    _remove_abandoned()
+    with tempfile.TemporaryDirectory(prefix=_FOLDER, ignore_cleanup_errors=True) as name:
+        unlocked = Path(name, "new")
+        with unlocked.open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            unlocked.rename(Path(name, _LOCK))  # under this name it is free only when all have ended
+            yield Path(name)
+
+
+def _remove_abandoned() -> None:
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
+        with suppress(OSError):  # somebody else's, being made, or in use
+            if folder.lstat().st_uid != os.getuid():
+                continue
+            lock = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 # -------------------------------------------------------------------------------------------------- a worker

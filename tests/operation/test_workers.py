@@ -6,13 +6,16 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import aiohttp
 import pytest
 
 from feishu_bot.store import schema
-from feishu_bot.supervisor import reserve
+from feishu_bot.supervisor import reserve, shared_folder
 from feishu_bot.testing.model import Behaviour
 from tests.e2e.bots import configuration, free_port, until
 from tests.operation.operator import pids
@@ -126,6 +129,53 @@ async def test_workers_whose_parent_is_killed_stop_by_themselves(operator, peopl
     await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children.values()), "their end")
     again = await operator.workers(config, 2)
     assert again.url.endswith(f":{port}")
+
+
+SUPERVISOR = """
+import os, sys
+from feishu_bot.supervisor import shared_folder
+with shared_folder() as folder:
+    worker = os.fork()
+    if worker == 0:
+        sys.stdin.read()
+        os._exit(0)
+    print(folder, flush=True)
+    os.waitpid(worker, 0)
+"""
+
+
+@pytest.fixture
+def supervisor(tmp_path, monkeypatch):
+    """A process with a folder below the test's own, and a worker that ends with the standard input."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with subprocess.Popen(
+        [sys.executable, "-c", SUPERVISOR],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+
+
+async def test_what_a_killed_supervisor_has_left_is_removed_once_its_workers_have_ended_too(
+    supervisor, tmp_path
+):
+    other = tmp_path / "feishu-bot-workers-of-somebody"
+    other.mkdir()
+
+    def found_beside_a_new_one() -> set[Path]:
+        with shared_folder() as own:
+            return set(tmp_path.iterdir()) - {own}
+
+    folder = Path(supervisor.stdout.readline().strip())
+    assert found_beside_a_new_one() == {folder, other}
+    supervisor.kill()
+    supervisor.wait()
+    assert found_beside_a_new_one() == {folder, other}, "its worker lives"
+    supervisor.stdin.close()
+    await until(lambda: found_beside_a_new_one() == {other}, "the worker to end")
+    assert list(tmp_path.iterdir()) == [other]
 
 
 async def test_workers_that_die_at_once_again_and_again_are_given_up_with_the_reason(
