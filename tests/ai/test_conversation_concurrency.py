@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -18,47 +17,43 @@ from feishu_bot.ai.conversation_store import (
     StoreUnavailable,
 )
 from feishu_bot.store import conversations, values
+from tests.processes import all_at_once, started, wait_for_all
+from tests.sizes import FULL_SIZE
 from tests.wire import Wire
 
-PROCESSES, THREADS, SAVES = 8, 4, 10_000
+PROCESSES, THREADS = 8, 4
+SAVES = 10_000 if FULL_SIZE else 960
 CONVERSATIONS = 3
-ROOT = Path(__file__).parents[2]
 
-# Each of the processes: all threads of all processes first race to make one conversation, then save into three.
-PROGRAM = f"""
-import sys, threading
-from feishu_bot.ai.conversation_store import PersistentConversationManager
 
-url, number, saves = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-manager = PersistentConversationManager(url)
-ids, errors = [], []
+def race_and_save(connection, url, number):
+    """Be one of the processes: all threads of all of them first race to make one conversation, then save into three."""
+    manager = PersistentConversationManager(url)
+    ids, errors = [], []
 
-def race(n):
-    try:
+    def race(n):
         ids.append(manager.get_or_create("raced", "test").id)
-    except Exception as error:
-        errors.append(repr(error))
 
-def save(n):
-    try:
-        for i in range(saves):
-            which = 1 + (number + n + i) % {CONVERSATIONS}
-            manager.save_message(which, "user" if i % 2 else "assistant", f"{{number}}/{{n}}/{{i}}", tokens=which)
-    except Exception as error:
-        errors.append(repr(error))
+    def save(n):
+        for i in range(SAVES // PROCESSES // THREADS):
+            which = 1 + (number + n + i) % CONVERSATIONS
+            manager.save_message(which, "user" if i % 2 else "assistant", f"{number}/{n}/{i}", tokens=which)
 
-def run(function, count):
-    threads = [threading.Thread(target=function, args=(n,)) for n in range(count)]
-    print("ready", flush=True)
-    sys.stdin.readline()
-    for thread in threads: thread.start()
-    for thread in threads: thread.join()
+    def run(function, n):
+        try:
+            function(n)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the test is told
+            errors.append(repr(error))
 
-run(race, 8)
-run(save, {THREADS})
-print(sorted(set(ids)), errors, flush=True)
-manager.close()
-"""
+    for function, count in ((race, 8), (save, THREADS)):
+        threads = [threading.Thread(target=run, args=(function, n)) for n in range(count)]
+        wait_for_all(connection)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    connection.send((sorted(set(ids)), errors))
+    manager.close()
 
 
 @pytest.fixture
@@ -77,27 +72,15 @@ def check_counters(manager, conversation_id):
     return messages
 
 
-def test_ten_thousand_saves_of_eight_processes_are_counted_exactly(db_url, manager):
+def test_saves_of_eight_processes_are_counted_exactly(db_url, manager):
     for n in range(CONVERSATIONS):
         assert manager.get_or_create(f"shared{n}", "test").id == n + 1
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, db_url, str(number), str(SAVES // PROCESSES // THREADS)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        for number in range(PROCESSES)
-    ]
-    for _ in range(2):  # the race, then the saves: all wait for all
-        assert [process.stdout.readline() for process in running] == ["ready\n"] * PROCESSES
-        for process in running:
-            process.stdin.write("go\n")
-            process.stdin.flush()
-    ends = {process.communicate()[0].strip() for process in running}
+    with started(race_and_save, *((db_url, number) for number in range(PROCESSES))) as running:
+        for _ in range(2):  # the race, then the saves: all wait for all
+            all_at_once(running)
+        ends = [child.heard() for child in running]
     raced = manager.get_conversation_by_user("raced")
-    assert ends == {f"[{raced.id}] []"}
+    assert ends == [([raced.id], [])] * PROCESSES
     assert manager.get_stats()["total_conversations"] == CONVERSATIONS + 1
     saved = [m for n in range(CONVERSATIONS) for m in check_counters(manager, n + 1)]
     expected = SAVES // PROCESSES // THREADS * PROCESSES * THREADS

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 import threading
 from collections import defaultdict
 
@@ -19,6 +17,7 @@ from feishu_bot.store.budgets import CallRequest, read_balances, reserve, settle
 from feishu_bot.store.engine import is_conflict
 from feishu_bot.store.schema import budget_windows, reservations, usage
 from feishu_bot.store.work import Amounts, Balance, Charge, PlannedCall
+from tests.processes import all_at_once, started, wait_for_all
 from tests.transact import Database, row_locks
 
 WHO = {"user_key": "k", "user_id": "web:ann", "chat_id": None, "platform": "web", "tenant_id": "default"}
@@ -254,31 +253,20 @@ def test_threads_that_reserve_at_once_never_pass_a_limit(db_url):
         database.close()
 
 
-_SPENDER = """
-import sys
-from sqlalchemy.exc import DBAPIError
-from tests.store.test_budgets import charge, refusals, request, until_done
-from tests.transact import Database
-db, first = Database(sys.argv[1]), int(sys.argv[2])
-db.rows(__import__("feishu_bot.store.schema", fromlist=["x"]).usage)
-print("ready", flush=True)
-sys.stdin.readline()
-calls = [request(first + n, 13, charge("global", "all", limit=500)) for n in range(30)]
-print(sum(1 for call in calls for r in until_done(lambda: refusals(db, call)) if r is None))
-"""
+def spend_all(connection, url, first):
+    db = Database(url)
+    assert db.rows(usage) == []  # it is connected
+    wait_for_all(connection)
+    calls = [request(first + n, 13, charge("global", "all", limit=500)) for n in range(30)]
+    answers = [until_done(lambda call=call: refusals(db, call)) for call in calls]
+    connection.send(answers.count([None]))
+    db.close()
 
 
 def test_processes_that_reserve_at_once_fill_a_limit_and_never_pass_it(db, db_url):
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    spenders = [
-        subprocess.Popen([sys.executable, "-c", _SPENDER, db_url, str(n * 1000)], **pipes) for n in range(3)
-    ]
-    for spender in spenders:
-        assert spender.stdout.readline() == "ready\n"
-    for spender in spenders:
-        spender.stdin.write("\n")
-        spender.stdin.flush()
-    granted = [int(spender.communicate()[0]) for spender in spenders]
+    with started(spend_all, *((db_url, n * 1000) for n in range(3))) as spenders:
+        all_at_once(spenders)
+        granted = [spender.heard() for spender in spenders]
     assert sum(granted) == 500 // 13
     assert balance(db) == (0, 500 // 13 * 13)
     assert len(db.rows(reservations)) == sum(granted)

@@ -14,6 +14,7 @@ from feishu_bot.store import leases, outbox
 from feishu_bot.store.leases import FORGOTTEN_MS, STALE_MS, Owner
 from feishu_bot.store.schema import lanes, processes
 from feishu_bot.store.work import LEASE_MS, Lease, NoWork, Work
+from tests.processes import started
 from tests.transact import LANE, OWNER, Database, answered
 
 BOB = "user:web:private:bob"
@@ -119,35 +120,27 @@ def test_a_process_not_heard_of_for_a_day_is_forgotten(db):
 
 # --------------------------------------------------------------------------------------- what the dead leave
 
-_CLAIMS = """
-import sys
-from tests.transact import LANE, Database
-from feishu_bot.store import leases
-from feishu_bot.store.leases import Owner
-from feishu_bot.store.work import Lease
-db, owner = Database(sys.argv[1]), Owner.current()
-db.run(leases.register, owner, "1.0")
-work, part = db.begin_one(owner=str(owner)), db.step(Lease("user:web:private:bob", str(owner), "s"))
-print(owner, work.inbox_id, part.id, flush=True)
-sys.stdin.read()
-"""
+
+def claim(connection, url):
+    """Begin a message and an answer, and wait to be killed."""
+    db, owner = Database(url), Owner.current()
+    db.run(leases.register, owner, "1.0")
+    db.begin_one(owner=str(owner))
+    db.step(Lease(BOB, str(owner), "s"))
+    connection.send(str(owner))
+    connection.recv()
 
 
 def test_what_a_killed_process_held_is_taken_over_at_once(db, db_url):
     db.receive("a")
     pushed(db, BOB)
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    child = subprocess.Popen([sys.executable, "-c", _CLAIMS, db_url], **pipes)
-    name = child.stdout.readline().split()[0]
     own = Owner.current()
     bob = Lease(BOB, str(own), "mine")
-    assert db.begin_one(token="t2") is NoWork.BUSY
-    assert db.run(leases.take_over, own.host) == []
-    assert db.step(bob) is NoWork.BUSY
-    child.kill()
-    child.wait()
-    child.stdin.close()
-    child.stdout.close()
+    with started(claim, (db_url,)) as (child,):
+        name = child.heard()
+        assert db.begin_one(token="t2") is NoWork.BUSY
+        assert db.run(leases.take_over, own.host) == []
+        assert db.step(bob) is NoWork.BUSY
     assert db.run(leases.take_over, own.host) == [name]
     assert db.run(leases.ready_lanes, 9) == ([LANE], [BOB])
     work = db.begin_one(token="t2")

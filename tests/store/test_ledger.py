@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -17,10 +14,10 @@ from feishu_bot.store import inspection, ledger, sums
 from feishu_bot.store.erasure import forget
 from feishu_bot.store.schema import usage, usage_hours, usage_names
 from feishu_bot.store.transactions import Transactions
+from tests.processes import all_at_once, started, wait_for_all
 
 NOON = datetime(2025, 6, 18, 12, tzinfo=UTC)
 SHANGHAI, KATHMANDU, ZERO = ZoneInfo("Asia/Shanghai"), ZoneInfo("Asia/Kathmandu"), ZoneInfo("UTC")
-ROOT = Path(__file__).parents[2]
 
 
 def calls(count, *, start=0):
@@ -164,44 +161,27 @@ def test_rows_are_added_once_in_pieces_and_a_piece_that_fails_is_not_added(book)
     assert look(book, "user") == before
 
 
-# Each process writes, adds up and reads, and sees at least what it has written, and never more than all wrote.
-PROGRAM = """
-import sys
-from tests.store.test_ledger import add_all, calls, ledger, put, sums
-from feishu_bot.store.transactions import Transactions
-
-book, number = Transactions(sys.argv[1]), int(sys.argv[2])
-print("ready", flush=True)
-sys.stdin.readline()
-before = 0
-for n in range(15):
-    put(book, calls(20, start=1000 * number + 20 * n))
-    if n % 3 == number % 3:
-        book.write(sums.add_fresh)
-    for by in ("user", "model"):
-        seen = sum(row["calls"] for row in book.read(lambda tx: ledger.usage_by(tx, by, None)))
-        assert max(before, 20 * (n + 1)) <= seen <= 4 * 300, (before, seen)
-        before = seen
-print("done", flush=True)
-"""
+def write_and_add_up(connection, url, number):
+    """Write, add up and read: one sees at least what one has written, and never more than all wrote."""
+    book = Transactions(url)
+    assert look(book, "user") == []
+    wait_for_all(connection)
+    before = 0
+    for n in range(15):
+        put(book, calls(20, start=1000 * number + 20 * n))
+        if n % 3 == number % 3:
+            book.write(sums.add_fresh)
+        for by in ("user", "model"):
+            seen = sum(row["calls"] for row in look(book, by))
+            assert max(before, 20 * (n + 1)) <= seen <= 4 * 300, (before, seen)
+            before = seen
+    book.close()
 
 
 def test_while_four_processes_write_and_add_up_no_row_is_missed_or_seen_twice(book):
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, book.url, str(number)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        for number in range(4)
-    ]
-    assert [process.stdout.readline() for process in running] == ["ready\n"] * 4
-    for process in running:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    assert [process.communicate()[0] for process in running] == ["done\n"] * 4
+    with started(write_and_add_up, *((book.url, number) for number in range(4))) as running:
+        all_at_once(running)
+        assert [child.ended() for child in running] == [0] * 4
     rows = [row for number in range(4) for n in range(15) for row in calls(20, start=1000 * number + 20 * n)]
     for _ in range(2):
         for by in ledger.USAGE_BY:
