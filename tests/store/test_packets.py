@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 
 import pytest
 from sqlalchemy import select, text
@@ -11,6 +12,7 @@ from sqlalchemy.exc import DataError
 from feishu_bot.ai.conversation_store import PersistentConversationManager, TooLarge
 from feishu_bot.errors import StoreError, StoreUnavailable
 from feishu_bot.store.engine import is_conflict, is_disconnect, is_refusal, open_engine, reason_of
+from feishu_bot.store.packets import BoundedConnection
 from feishu_bot.store.schema import inbox
 from feishu_bot.store.work import Recorded
 from tests.stores import opened, rows
@@ -80,3 +82,13 @@ def test_the_library_says_that_it_is_too_large_and_goes_on(mariadb_url, most):
     manager.save_message(found.id, "user", "less", tokens=1)
     assert [message["content"] for message in manager.load_history(found.id)] == ["less"]
     manager.close()
+
+
+def test_connections_that_verify_nothing_encrypt_with_the_same_and_others_with_what_they_ask_for():
+    one, other = (BoundedConnection(defer_connect=True) for _ in range(2))
+    assert one.ctx is other.ctx
+    assert one.ctx.verify_mode is ssl.CERT_NONE
+    assert not one._ssl_required
+    asked = BoundedConnection(defer_connect=True, ssl_verify_cert=True, ssl_verify_identity=True)
+    assert asked.ctx.verify_mode is ssl.CERT_REQUIRED
+    assert asked._ssl_required
