@@ -7,31 +7,40 @@ whole. Here all waits of one kind share a timer that fires for the oldest of the
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 
+class Expires(Protocol):
+    """What is told when its time is over."""
+
+    def expire(self) -> None: ...
+
+
 class Deadlines:
-    """Waits of at most ``limit_s`` seconds: ``with deadlines.guard(): await …`` raises TimeoutError after them."""
+    """Waits of at most ``limit_s`` seconds: ``with deadlines.guard(): await …`` raises TimeoutError after them.
+
+    Anything else that ends or begins after so long is told by its ``expire``: ``add`` it, and ``remove`` it in time.
+    """
 
     def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
-        self._guards: dict[Guard, float] = {}  # the oldest, and so the first to end, stands first
+        self.limit_s = limit_s
+        self._guards: dict[Expires, float] = {}  # the oldest, and so the first to end, stands first
         self._timer: asyncio.TimerHandle | None = None
 
     def guard(self) -> Guard:
         """Return the bound of one wait."""
         return Guard(self)
 
-    def add(self, guard: Guard) -> None:
+    def add(self, guard: Expires) -> None:
         loop = asyncio.get_running_loop()
-        self._guards[guard] = deadline = loop.time() + self._limit_s
+        self._guards[guard] = deadline = loop.time() + self.limit_s
         if self._timer is None:
             self._timer = loop.call_at(deadline, self._tick)
 
-    def remove(self, guard: Guard) -> None:
+    def remove(self, guard: Expires) -> None:
         self._guards.pop(guard, None)
 
     def _tick(self) -> None:

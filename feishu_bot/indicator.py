@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from feishu_bot.deadlines import Deadlines
 from feishu_bot.errors import DeliveryError, RetryLater, StoreUnavailable
 from feishu_bot.model import ChatType, Target
 from feishu_bot.store import signs
 from feishu_bot.store.signs import Sign
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
+    from types import TracebackType
 
     from feishu_bot.model import InboundMessage
     from feishu_bot.platforms.base import Platform
@@ -34,12 +36,11 @@ class _Text:
 
     def __init__(
         self,
-        after_s: float,
         every_s: float,
         noted: Callable[[str], Awaitable[bool]],
         forgotten: Callable[[str], Awaitable[None]],
     ) -> None:
-        self._after_s, self._every_s = after_s, every_s
+        self._every_s = every_s
         self._noted = noted
         self._forgotten = forgotten
         self._text = ""
@@ -52,7 +53,6 @@ class _Text:
     async def show(self, platform: Platform, target: Target) -> None:
         """Show it again and again until it is over; what is being shown then is still finished."""
         shown = ""
-        await asyncio.sleep(self._after_s)
         while not self.is_over:
             if self._text != shown and self._text.strip():
                 shown = self._text
@@ -74,12 +74,59 @@ class Seen:
 
     def __init__(self, tell: Callable[[str], None] | None, text: _Text | None = None) -> None:
         self.tell = tell
-        self._text = text
+        self.text = text
 
     @property
     def stream(self) -> str | None:
         """What the answer's first part is to finish, if anything."""
-        return None if self._text is None else self._text.stream
+        return None if self.text is None else self.text.stream
+
+
+class _Watch:
+    """One answer that is being made: nothing is shown, and hardly anything done, unless that takes a while."""
+
+    __slots__ = ("_indicator", "_message", "_platform", "_showing", "_text", "_typing", "seen")
+
+    def __init__(
+        self, indicator: Indicator, platform: Platform | None, message: InboundMessage, seen: Seen
+    ) -> None:
+        self._indicator = indicator
+        self._platform = platform
+        self._message = message
+        self._text = seen.text
+        self._showing: asyncio.Task[None] | None = None
+        self._typing: asyncio.Task[str | None] | None = None
+        self.seen = seen
+
+    def __enter__(self) -> Seen:
+        if self._platform is not None:
+            self._indicator.waiting.add(self)
+        return self.seen
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        indicator, platform = self._indicator, self._platform
+        if platform is None:
+            return
+        indicator.waiting.remove(self)
+        if self._text is not None:
+            self._text.is_over = True
+        if kind is not None and self._showing is not None:
+            # Its question may be gone: then nobody finishes what is shown.
+            indicator.start(indicator.clear(platform, self._showing))
+        if self._typing is not None:
+            indicator.start(indicator.hide(platform, Target.of(self._message), self._typing))
+
+    def expire(self) -> None:
+        """Begin to show it: this takes a while."""
+        indicator, platform, text = self._indicator, self._platform, self._text
+        assert platform is not None  # noqa: S101  # or nobody would wait
+        target = Target.of(self._message)
+        if text is not None:
+            self._showing = indicator.start(text.show(platform, target))
+        if platform.shows_typing and (text is None or platform.shows_both):
+            self._typing = indicator.start(indicator.show(platform, target))
 
 
 class Indicator:
@@ -89,12 +136,11 @@ class Indicator:
     """
 
     def __init__(self, store: Store | None = None, *, after_s: float = AFTER_S) -> None:
-        self.after_s = after_s
+        self.waiting = Deadlines(after_s)
         self._store = store  # keeps what is shown, so that another process can take it back
         self._tasks: set[asyncio.Task[Any]] = set()
         self._taking_back: set[Sign] = set()
 
-    @contextmanager
     def watch(
         self,
         platform: Platform | None,
@@ -103,55 +149,22 @@ class Indicator:
         *,
         live: bool = False,
         inbox_id: int = 0,
-    ) -> Iterator[Seen]:
+    ) -> _Watch:
         """Show it while this block lasts. A failure to show it, or to take it back, changes nothing.
 
         ``on_text`` is told of the answer piece by piece; if it may be seen while it is written (``live``), it is
         shown, where the platform can.
         """
-        if platform is None:
-            yield Seen(on_text)
-            return
-        target = Target.of(message)
-        every_s = platform.shows_text(target) if live else None
-        if every_s is not None:
-            sign = partial(Sign, platform.account, target.reply_to or "", inbox_id=inbox_id)
-            text = _Text(
-                self.after_s,
-                every_s,
-                lambda stream: self._note(sign(stream)),
-                lambda stream: self._forget(sign(stream)),
-            )
-            showing = self._start(text.show(platform, target))
-            try:
-                with self._sign(platform, target) if platform.shows_both else nullcontext():
-                    yield Seen(_both(on_text, text.add), text)
-            except BaseException:  # its question may be gone: then nobody finishes what is shown
-                self._start(self._clear(platform, showing))
-                raise
-            finally:
-                text.is_over = True
-            return
-        with self._sign(platform, target):
-            yield Seen(on_text)
-
-    @contextmanager
-    def _sign(self, platform: Platform, target: Target) -> Iterator[None]:
-        if not platform.shows_typing:
-            yield
-            return
-        shown: list[asyncio.Task[str | None]] = []
-
-        def show() -> None:
-            shown.append(self._start(self._show(platform, target)))
-
-        timer = asyncio.get_running_loop().call_later(self.after_s, show)
-        try:
-            yield
-        finally:
-            timer.cancel()
-            if shown:
-                self._start(self._hide(platform, target, shown[0]))
+        every_s = platform.shows_text(Target.of(message)) if live and platform is not None else None
+        if platform is None or every_s is None:
+            return _Watch(self, platform, message, Seen(on_text))
+        sign = partial(Sign, platform.account, message.message_id or "", inbox_id=inbox_id)
+        text = _Text(
+            every_s,
+            lambda stream: self._note(sign(stream)),
+            lambda stream: self._forget(sign(stream)),
+        )
+        return _Watch(self, platform, message, Seen(_both(on_text, text.add), text))
 
     async def take_over(self, platforms: Mapping[str, Platform]) -> None:
         """Begin to take back what ended processes have shown. Raises StoreUnavailable."""
@@ -165,9 +178,9 @@ class Indicator:
             if platform is not None and platform.shows_typing and sign not in self._taking_back:
                 self._taking_back.add(sign)
                 target = Target(ChatType.GROUP, reply_to=sign.message_id)
-                self._start(self._take_back(platform, target, sign))
+                self.start(self._take_back(platform, target, sign))
 
-    async def _clear(self, platform: Platform, showing: asyncio.Task[None]) -> None:
+    async def clear(self, platform: Platform, showing: asyncio.Task[None]) -> None:
         """Take back what an answer that has ended without a word has shown; one that begins again goes on with it."""
         await asyncio.wait([showing])
         with suppress(StoreUnavailable):
@@ -181,13 +194,15 @@ class Indicator:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Do this beside everything else; ``stop`` waits for it."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
 
-    async def _hide(self, platform: Platform, target: Target, showing: asyncio.Task[str | None]) -> None:
+    async def hide(self, platform: Platform, target: Target, showing: asyncio.Task[str | None]) -> None:
+        """Take back what ``show`` has shown."""
         await asyncio.wait([showing])
         if showing.cancelled() or showing.exception() is not None:
             return
@@ -195,7 +210,8 @@ class Indicator:
         if shown is not None:
             await self._take_back(platform, target, Sign(platform.account, target.reply_to or "", shown))
 
-    async def _show(self, platform: Platform, target: Target) -> str | None:
+    async def show(self, platform: Platform, target: Target) -> str | None:
+        """Show that an answer is being made; return what is to be taken back."""
         shown = await platform.show_typing(target)
         if shown is not None and target.reply_to and self._store is not None:
             await self._note(Sign(platform.account, target.reply_to, shown))

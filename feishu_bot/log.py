@@ -13,6 +13,7 @@ import time
 from collections import deque
 from contextvars import ContextVar, Token
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
@@ -133,7 +134,10 @@ class SecretFilter:
         if self._pattern is None or value is None or isinstance(value, bool | float):
             return value
         if isinstance(value, str):
-            return self.hide(value)
+            return self._pattern.sub(HIDDEN, value)
+        if isinstance(value, int):
+            text = str(value)
+            return value if self._pattern.search(text) is None else self.hide(text)
         if isinstance(value, dict):
             return {self.hide(str(key)): self.hide_in(item) for key, item in value.items()}
         if isinstance(value, list | tuple | set | frozenset):
@@ -152,7 +156,8 @@ class _Formatter(logging.Formatter):
     def fields(self, record: logging.LogRecord) -> dict[str, Any]:
         """Return the bound fields and the record's own extras, which win."""
         fields = {**_bound.get(), **{k: v for k, v in vars(record).items() if k not in _STANDARD}}
-        return {name: self.secrets.hide_in(value) for name, value in fields.items()}
+        hide_in = self.secrets.hide_in
+        return {name: hide_in(value) for name, value in fields.items()}
 
     def event(self, record: logging.LogRecord) -> str:
         try:
@@ -171,14 +176,24 @@ class _Formatter(logging.Formatter):
 
 
 def _instant(created: float) -> str:
-    return datetime.fromtimestamp(created, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+    second = int(created)
+    return f"{_second(second)}.{int((created - second) * 1000):03d}Z"
+
+
+@lru_cache(maxsize=8)
+def _second(second: int) -> str:
+    """Return an instant without its fraction; most lines are of the same second as the one before."""
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 class ConsoleFormatter(_Formatter):
     """One line for people: instant, level, event, ``key=value``, logger; an exception follows, indented."""
 
     def format(self, record: logging.LogRecord) -> str:
-        parts = [_instant(record.created), f"{record.levelname:<7}", self.event(record).translate(_CONTROL)]
+        event = self.event(record)
+        if not event.isprintable():
+            event = event.translate(_CONTROL)
+        parts = [_instant(record.created), f"{record.levelname:<7}", event]
         parts += [f"{name}={_console_value(value)}" for name, value in self.fields(record).items()]
         parts.append(f"[{record.name}]")
         line = " ".join(parts)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import uuid4
 
@@ -25,6 +25,7 @@ from feishu_bot.model import CallUsage, ChatType, End, InboundMessage, Target, m
 from feishu_bot.parts import part_payload, storable, with_stream
 from feishu_bot.planner import Planner
 from feishu_bot.plugin_bot import ChatBot
+from feishu_bot.said import Said, chat_note, sent_to_model
 from feishu_bot.split import fit_text
 from feishu_bot.store import budgets as ledger
 from feishu_bot.store import refusals
@@ -45,10 +46,11 @@ from feishu_bot.texts import say
 from feishu_bot.toolbox import Toolbox
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from feishu_bot.access import Access
-    from feishu_bot.ai.agent import Agent, AgentAnswer, ToolRound
+    from feishu_bot.ai.agent import Agent, AgentAnswer
+    from feishu_bot.ai.chat_model import ToolCall
     from feishu_bot.ai.prompt import CallPlan
     from feishu_bot.config import BotSettings
     from feishu_bot.hooks import Bot, StoredMessage
@@ -63,16 +65,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TITLE_CHARS: Final = 50
-
-
-@dataclass(slots=True)
-class _Said:
-    """An answer on its way into an outcome."""
-
-    text: str
-    tokens: int
-    metadata: dict[str, Any] = field(default_factory=dict)
-    rounds: tuple[ToolRound, ...] = ()
 
 
 class Pipeline:
@@ -213,11 +205,11 @@ class Pipeline:
     async def _replied(
         self, work: Work, decision: Decision, on_text: Live | None, summing: Summing
     ) -> Outcome:
-        context = self._context(work, decision.message)
-        by_plugin = await self._plugins.on_message(context)
+        context = cache(partial(self._context, work, decision.message))  # most messages concern no plugin
+        by_plugin = await self._plugins.on_message(context()) if self._plugins.take_messages else None
         if by_plugin is not None:
             text, name = by_plugin
-            said = _Said(text, await count_aside(text, self._settings.ai.model), {"plugin": name})
+            said = Said(text, await count_aside(text, self._settings.ai.model), {"plugin": name})
             return await self._answered(work, decision, context, said, self._not_called(work))
         if decision.call is None:
             return self._note(work, decision, End.REFUSED, self._say(decision.message, "ai_off"))
@@ -240,7 +232,7 @@ class Pipeline:
                     call = await asyncio.to_thread(self._agent.enclose, call, shown.images, shown.words)
                     if shown.words and (refused := await self._too_long(work, decision, call)):
                         return refused
-                run_tools = partial(self._toolbox.run, context, call.tools)
+                run_tools = partial(self._run_tools, context, call) if call.tools else None
                 summing.begin(self._agent, decision, self._reserver(work))
                 asking = self._agent.answer(
                     call, reserve=self._reserver(work), on_text=seen.tell, run_tools=run_tools
@@ -258,7 +250,7 @@ class Pipeline:
         )
 
     async def _concluded(
-        self, work: Work, decision: Decision, context: Context, answer: AgentAnswer
+        self, work: Work, decision: Decision, context: Callable[[], Context], answer: AgentAnswer
     ) -> Outcome:
         """Return what the agent's answer, or its having none, means for the message."""
         if answer.text is None:
@@ -268,15 +260,19 @@ class Pipeline:
             key = "filtered" if is_filtered else "error"
             return self._failed(work, decision, self._reason(answer), answer.calls, key=key)
         used = answer.calls[-1]
-        metadata = {"model": answer.model, "finish_reason": answer.finish, "context": _sent(work, answer)}
+        metadata = {
+            "model": answer.model,
+            "finish_reason": answer.finish,
+            "context": sent_to_model(work, answer),
+        }
         text = answer.text
         if answer.finish == "filtered":
             text = f"{text}\n\n{self._say(decision.message, 'filtered_rest')}"
-        said = _Said(text, used.output_tokens - used.reasoning_tokens, metadata, answer.rounds)
+        said = Said(text, used.output_tokens - used.reasoning_tokens, metadata, answer.rounds)
         return await self._answered(work, decision, context, said, answer.calls)
 
     async def _stopped(
-        self, work: Work, decision: Decision, context: Context, model: str, text: str
+        self, work: Work, decision: Decision, context: Callable[[], Context], model: str, text: str
     ) -> Outcome:
         """End a message whose asker wants no more: what he has seen is the answer.
 
@@ -284,7 +280,7 @@ class Pipeline:
         """
         if text.strip():
             tokens = await asyncio.to_thread(count_tokens, text, model)
-            said = _Said(text, tokens, {"model": model, "finish_reason": "stopped"})
+            said = Said(text, tokens, {"model": model, "finish_reason": "stopped"})
             return await self._answered(work, decision, context, said, ())
         return Outcome(
             work,
@@ -309,6 +305,11 @@ class Pipeline:
             self._say(decision.message, "too_long", tokens=tokens, limit=limit),
             reason="too long",
         )
+
+    async def _run_tools(
+        self, context: Callable[[], Context], call: CallPlan, asked: tuple[ToolCall, ...]
+    ) -> Sequence[str]:
+        return await self._toolbox.run(context(), call.tools, asked)
 
     def _reserver(self, work: Work) -> Any:
         decision: Decision = work.planned.decision
@@ -339,19 +340,27 @@ class Pipeline:
     # ------------------------------------------------------------------------------------------- outcomes
 
     async def _answered(
-        self, work: Work, decision: Decision, context: Context, said: _Said, calls: tuple[CallUsage, ...]
+        self,
+        work: Work,
+        decision: Decision,
+        context: Callable[[], Context],
+        said: Said,
+        calls: tuple[CallUsage, ...],
     ) -> Outcome:
-        text = storable(await self._plugins.on_answer(context, said.text))
+        text = said.text
+        if self._plugins.change_answers:
+            text = await self._plugins.on_answer(context(), text)
+        text = storable(text)
         assistant = NewMessage(
             role="assistant",
             content=text,
             tokens=said.tokens,
-            metadata_json=orjson.dumps(said.metadata | _chat_note(work, decision.message)).decode(),
+            metadata_json=orjson.dumps(said.metadata | chat_note(work, decision.message)).decode(),
             save_key=f"in:{work.inbox_id}:assistant",
         )
         said_before = decision.again is not None
         asked = () if said_before else (self._user_message(work, decision),)
-        stored = (*asked, *_steps(work, decision, said), assistant)
+        stored = (*asked, *said.steps(work, chat_note(work, decision.message)), assistant)
         shown = self._with_model(text, decision, calls)
         outcome = Outcome(
             work,
@@ -593,35 +602,6 @@ class Pipeline:
         return f"model {answer.model}: {answer.failure}"
 
 
-def _steps(work: Work, decision: Decision, said: _Said) -> Iterator[NewMessage]:
-    """Yield the tools that were called on the way to an answer, and what they said."""
-    note = _chat_note(work, decision.message)
-    steps = [message for done in said.rounds for message in done.messages()]
-    for number, (role, content, tokens, own) in enumerate(steps):
-        yield NewMessage(
-            role=role,
-            content=storable(content),
-            tokens=tokens,
-            metadata_json=storable(orjson.dumps(own | note).decode()),
-            save_key=f"in:{work.inbox_id}:step:{number}",
-        )
-
-
-def _sent(work: Work, answer: AgentAnswer) -> dict[str, Any]:
-    """Return what went into an answer, for ``/why``."""
-    plan, rows = answer.plan, work.history
-    count = 0 if plan is None else len(plan.history)
-    first = rows[len(rows) - count].seq if 0 < count <= len(rows) else None
-    return {
-        "messages": count,
-        "first_seq": first,
-        "input_tokens": answer.calls[-1].input_tokens,
-        "calls": len(answer.calls),
-        "summary": plan is not None and plan.summarized,
-        "tools": sorted({call.name for done in answer.rounds for call in done.calls}),
-    }
-
-
 def _is_shared(work: Work) -> bool:
     return work.lease.lane_key.startswith(("chat:", "thread:"))
 
@@ -630,9 +610,3 @@ def _note_welcome(tx: Transaction, event: InboundMessage) -> None:
     """Keep whether a chat wants more than answers."""
     chat = event.chat_id or event.sender_id
     refusals.note(tx, event.account, chat, refused=not event.welcome, at_ms=event.sent_at_ms)
-
-
-def _chat_note(work: Work, message: InboundMessage) -> dict[str, Any]:
-    """Return the chat of an answer in a conversation that spans several."""
-    noted = metadata(message, work.lease.lane_key)
-    return {CHAT: noted[CHAT]} if CHAT in noted else {}

@@ -270,6 +270,11 @@ class Plugins:
         return bool(self._asked["on_event"])
 
     @property
+    def take_messages(self) -> bool:
+        """Whether any plugin may answer messages itself."""
+        return bool(self._asked["on_message"])
+
+    @property
     def change_answers(self) -> bool:
         """Whether any plugin has the last word on answers: nobody may see them before."""
         return bool(self._asked["on_answer"])

@@ -43,6 +43,7 @@ LAYERS: list[tuple[frozenset[str], bool]] = [
             "planner",
             "plugin_bot",
             "push",
+            "said",
             "summing",
             "toolbox",
         },

@@ -134,3 +134,13 @@ async def test_what_begins_to_be_shown_after_the_end_is_not_what_the_answer_fini
     chat.may_show.set()
     await indicator.stop()
     assert (chat.texts, seen.stream) == (["hello"], None)
+
+
+async def test_an_answer_that_is_quick_starts_no_task_and_leaves_no_timer():
+    chat, indicator = Writer(), Indicator(after_s=3600.0)
+    before = asyncio.all_tasks()
+    for number in range(100):
+        with indicator.watch(chat, QUESTION, live=True, inbox_id=number) as seen:
+            seen.tell("hello")
+    assert asyncio.all_tasks() == before
+    assert len(asyncio.get_running_loop()._scheduled) <= 1

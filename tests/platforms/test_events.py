@@ -163,7 +163,7 @@ async def test_a_plugin_is_told_of_a_pressed_button_and_the_record_keeps_nothing
 async def test_while_a_model_thinks_the_question_has_a_reaction_and_afterwards_none(tmp_path):
     async with house(tmp_path) as found:
         fake = found.rooms["feishu"].fake
-        found.app.pipeline.indicator.after_s = 0.0
+        found.app.pipeline.indicator.waiting.limit_s = 0.0
         found.model.script(Behaviour(kind="hang"))
         message_id = await found.say("feishu", "think")
         await until(lambda: list(fake.shown.values()) == [(message_id, "Typing")], "the reaction")
@@ -177,7 +177,7 @@ async def test_while_a_model_thinks_the_question_has_a_reaction_and_afterwards_n
 async def test_a_quick_answer_a_command_and_a_platform_without_reactions_show_none(tmp_path):
     async with house(tmp_path) as found:
         await found.ask("feishu", "quick")
-        found.app.pipeline.indicator.after_s = 0.0
+        found.app.pipeline.indicator.waiting.limit_s = 0.0
         await found.ask("feishu", "/help")
         await found.ask("onebot", "slow")
         assert list(found.rooms["feishu"].fake.reactions) == []

@@ -37,7 +37,7 @@ def folder(tmp_path):
 
 def qq_of(found: Any, *, streaming: bool = True) -> Any:
     """Return the fake; answers are shown as soon as there is something."""
-    found.app.pipeline.indicator.after_s = 0.0
+    found.app.pipeline.indicator.waiting.limit_s = 0.0
     fake = found.rooms["qq"].fake
     fake.streaming = streaming
     return fake
