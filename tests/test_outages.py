@@ -13,7 +13,8 @@ from feishu_bot.parts import part_payload
 from feishu_bot.platforms.base import PlatformContext
 from feishu_bot.platforms.feishu import Feishu, FeishuSettings
 from feishu_bot.store import outbox, schema
-from feishu_bot.testing.feishu import Failure, FakeFeishu
+from feishu_bot.testing.feishu import FakeFeishu
+from feishu_bot.testing.serving import Failure
 from tests.e2e.bots import until
 from tests.stores import HOUR, Clock, opened, rows
 

@@ -15,14 +15,11 @@ import hashlib
 import itertools
 import os
 import re
-import signal
-import sys
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Literal, Self
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 from aiohttp import web
@@ -31,6 +28,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CBC
 
 from feishu_bot.testing.feishu_cards import CARDS_PATH, FakeCard, FakeCards
+from feishu_bot.testing.serving import FakeApi, read_object, serve_until_stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -214,24 +212,7 @@ class VisibleMessage:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """One answer that is not a success.
-
-    ``code`` None with ``raw`` answers those bytes; ``drop`` closes the connection ``before`` or ``after`` the
-    call was accepted; ``delay_s`` alone makes the call slow and lets it pass.
-    """
-
-    status: int = 200
-    code: int | None = None
-    msg: str = "scripted failure"
-    headers: Mapping[str, str] = field(default_factory=dict)
-    raw: bytes | None = None
-    delay_s: float = 0.0
-    drop: Literal["before", "after"] | None = None
-
-
-class FakeFeishu:
+class FakeFeishu(FakeApi):
     """A Feishu platform on loopback; ``async with FakeFeishu() as fake`` runs it at ``fake.url``.
 
     ``visible`` holds what was sent, in order; ``requests`` the calls as ``(method, path)``; ``reactions`` what was
@@ -250,18 +231,14 @@ class FakeFeishu:
         keep: int | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        super().__init__(("token", "info", "messages", "reactions", "resources", "cards"))
         self.app_secret = app_secret
         self.bot_open_id = bot_open_id
         self.token_lifetime_s = token_lifetime_s
         self.fold_for_s = fold_for_s
-        self.down = False
         self.visible: deque[VisibleMessage] = deque(maxlen=keep)
         self.requests: deque[tuple[str, str]] = deque(maxlen=keep)
-        self.accepted = 0
-        self.folded = 0
-        self.token_calls = 0
         self.info_calls = 0
-        self.url = ""
         self.reactions: deque[tuple[str, str]] = deque(maxlen=keep)
         self.shown: dict[str, tuple[str, str]] = {}  # by the reaction's id
         self.resources: dict[tuple[str, str], bytes] = {}
@@ -270,67 +247,13 @@ class FakeFeishu:
         self.gone: set[str] = set()  # people's own messages that they have recalled: nobody can reply to them
         self._keep = keep
         self._clock = clock
-        kinds = ("token", "info", "messages", "reactions", "resources", "cards")
-        self._failures: dict[str, deque[Failure]] = {kind: deque() for kind in kinds}
-        self._tokens: dict[str, float] = {}
-        self._token = ""
         self._chats: dict[str, str] = {}
         self._by_uuid: dict[str, tuple[float, bytes]] = {}
         self._numbers = itertools.count(1)
-        self._runner: web.ServerRunner | None = None
-
-    async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
-        """Listen and return the base URL."""
-        self._runner = web.ServerRunner(web.Server(self._handle), access_log=None, shutdown_timeout=0.1)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port)
-        await site.start()
-        self.url = f"http://{host}:{site.port}"
-        return self.url
-
-    async def stop(self) -> None:
-        """Close every connection."""
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.stop()
-
-    # ------------------------------------------------------------------------------------------- controls
-
-    def fail(
-        self,
-        failure: Failure,
-        *,
-        times: int = 1,
-        on: Literal["messages", "token", "info", "reactions", "resources", "cards"] = "messages",
-    ) -> None:
-        """Let the next ``times`` calls of one kind end in ``failure``, after those already scripted."""
-        self._failures[on].extend([failure] * times)
-
-    def recover(self) -> None:
-        """Forget the failures that are still to come."""
-        self.down = False
-        for waiting in self._failures.values():
-            waiting.clear()
-
-    def expire_tokens(self) -> None:
-        """Refuse every token given out so far with 99991663."""
-        self._tokens.clear()
-        self._token = ""
 
     def know_message(self, message_id: str, chat_id: str) -> None:
         """Tell where a message stands, so that replies to it are shown in that chat."""
         self._chats[message_id] = chat_id
-
-    def texts(self, chat: str | None = None) -> list[str]:
-        """Return the visible texts, of one chat or of all."""
-        return [m.text for m in self.visible if chat is None or m.chat == chat]
 
     # -------------------------------------------------------------------------------------------- serving
 
@@ -349,30 +272,18 @@ class FakeFeishu:
             kind = "resources"
         elif path.startswith(CARDS_PATH):
             kind = "cards"
-        failures = self._failures[kind]
-        if not failures:
-            return _response(*self._answer(request, path, body))
-        return await self._scripted(failures.popleft(), request, body)
+        return await self._answered(kind, request, body)
 
-    async def _scripted(self, failure: Failure, request: web.BaseRequest, body: bytes) -> web.Response:
-        if failure.delay_s:
-            await asyncio.sleep(failure.delay_s)
-        if failure.drop:
-            if failure.drop == "after":
-                self._answer(request, request.path, body)
-            if request.transport is not None:
-                request.transport.abort()
-            return web.Response()
-        if failure.raw is not None:
-            return web.Response(status=failure.status, body=failure.raw, headers=failure.headers)
-        if failure.code is None and failure.status == HTTPStatus.OK:
-            return _response(*self._answer(request, request.path, body))
-        answer = _refusal(failure.code or 1, failure.msg)
-        return web.Response(
-            status=failure.status, body=answer, headers=failure.headers, content_type="application/json"
-        )
+    def _response(self, status: int, body: bytes) -> web.Response:
+        """Return an answer: JSON, or the bytes of a resource."""
+        kind = "application/json" if body[:1] in b"{[" else "application/octet-stream"
+        return web.Response(status=status, body=body, content_type=kind)
 
-    def _answer(self, request: web.BaseRequest, path: str, body: bytes) -> tuple[int, bytes]:
+    def _refusal(self, code: int, words: str) -> bytes:
+        return _refusal(code, words)
+
+    def _answer(self, request: web.BaseRequest, body: bytes) -> tuple[int, bytes]:
+        path = request.path
         if path == _TOKEN_PATH:
             return self._give_token(body)
         expires = self._tokens.get(request.headers.get("Authorization", "")[7:])
@@ -396,7 +307,7 @@ class FakeFeishu:
         if resource is not None and request.query.get("type") in {"image", "file"}:
             found = self.resources.get((resource[1], resource[2]))
             return (400, _refusal(234003, "File not in msg.")) if found is None else (200, found)
-        carded = self.cards.answer(request.method, path, _object(body))
+        carded = self.cards.answer(request.method, path, read_object(body))
         if carded is not None:
             return carded[0], orjson.dumps(carded[1])
         reaction = _REACTIONS.fullmatch(path)
@@ -421,7 +332,7 @@ class FakeFeishu:
 
     def _react(self, method: str, message_id: str, reaction_id: str | None, body: bytes) -> tuple[int, bytes]:
         if method == "POST" and reaction_id is None:
-            emoji = _object(orjson.dumps(_object(body).get("reaction_type"))).get("emoji_type")
+            emoji = read_object(orjson.dumps(read_object(body).get("reaction_type"))).get("emoji_type")
             if not isinstance(emoji, str):
                 return 400, _refusal(231001, "reaction type is invalid")
             reaction_id = f"reaction_{next(self._numbers)}"
@@ -435,7 +346,7 @@ class FakeFeishu:
 
     def _give_token(self, body: bytes) -> tuple[int, bytes]:
         self.token_calls += 1
-        asked = _object(body)
+        asked = read_object(body)
         if self.app_secret is not None and asked.get("app_secret") != self.app_secret:
             return 200, _refusal(10014, "app secret invalid")
         now = self._clock()
@@ -446,7 +357,7 @@ class FakeFeishu:
         return 200, orjson.dumps({"code": 0, "msg": "ok", "tenant_access_token": self._token, "expire": left})
 
     def _take(self, body: bytes, reply_to: str | None, id_type: str) -> tuple[int, bytes]:
-        sent = _object(body)
+        sent = read_object(body)
         uuid, msg_type, content = sent.get("uuid", ""), sent.get("msg_type"), sent.get("content")
         if not (isinstance(content, str) and isinstance(msg_type, str) and isinstance(uuid, str)):
             return 400, _refusal(230001, "Your request contains an invalid request parameter.")
@@ -483,58 +394,19 @@ class FakeFeishu:
         return 200, answer
 
     def _card_of(self, msg_type: str, content: str) -> FakeCard | None:
-        value = _object(content.encode())
+        value = read_object(content.encode())
         if msg_type != "interactive" or value.get("type") != "card":
             return None
-        return self.cards.all.get(_object(orjson.dumps(value.get("data"))).get("card_id", ""))
-
-    async def _own(self, request: web.BaseRequest) -> web.Response:
-        if request.method == "GET" and request.path == "/_visible":
-            state = {
-                "messages": [asdict(m) for m in self.visible],
-                "accepted": self.accepted,
-                "folded": self.folded,
-                "token_calls": self.token_calls,
-            }
-            return _json(200, orjson.dumps(state))
-        if request.method == "POST" and request.path == "/_control":
-            order = _object(await request.read())
-            self.down = bool(order.get("down", self.down))
-            if order.get("expire_tokens"):
-                self.expire_tokens()
-            if isinstance(order.get("fail"), dict):
-                scripted = dict(order["fail"])
-                times, on = scripted.pop("times", 1), scripted.pop("on", "messages")
-                self.fail(Failure(**scripted), times=times, on=on)
-            return _json(200, b"{}")
-        return _json(404, b"{}")
-
-
-def _response(status: int, body: bytes) -> web.Response:
-    """Return an answer: JSON, or the bytes of a resource."""
-    kind = "application/json" if body[:1] in b"{[" else "application/octet-stream"
-    return web.Response(status=status, body=body, content_type=kind)
-
-
-def _json(status: int, body: bytes) -> web.Response:
-    return web.Response(status=status, body=body, content_type="application/json")
+        return self.cards.all.get(read_object(orjson.dumps(value.get("data"))).get("card_id", ""))
 
 
 def _refusal(code: int, msg: str) -> bytes:
     return orjson.dumps({"code": code, "msg": msg, "data": {}})
 
 
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        value = orjson.loads(body)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 def _shown(msg_type: str, content: str) -> str | None:
     """Return what a reader sees of a content, None if Feishu would not take it."""
-    value = _object(content.encode())
+    value = read_object(content.encode())
     if msg_type == "text":
         text = value.get("text")
         return text if isinstance(text, str) and text else None
@@ -548,14 +420,7 @@ def _shown(msg_type: str, content: str) -> str | None:
 
 async def _run(arguments: argparse.Namespace) -> None:
     fake = FakeFeishu(app_secret=arguments.app_secret, bot_open_id=arguments.bot_open_id, keep=arguments.keep)
-    stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    await fake.start(arguments.host, arguments.port)
-    sys.stdout.write(f"fake Feishu at {fake.url}\n")
-    sys.stdout.flush()
-    await stopped.wait()
-    await fake.stop()
+    await serve_until_stopped(fake, arguments.host, arguments.port, say=lambda: f"fake Feishu at {fake.url}")
 
 
 def main(argv: list[str] | None = None) -> None:

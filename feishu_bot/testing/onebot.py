@@ -14,19 +14,18 @@ import asyncio
 import base64
 import hmac
 import itertools
-import signal
-import sys
 import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import aiohttp
 import orjson
 from aiohttp import web
 
 from feishu_bot.platforms.onebot_content import encode_cq, quoted_id, segments_of
+from feishu_bot.testing.serving import FakeServer, serve_until_stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -201,7 +200,7 @@ class Link:
         self.frozen = True
 
 
-class FakeOneBot:
+class FakeOneBot(FakeServer):
     """One QQ account behind an implementation; ``async with FakeOneBot() as fake`` serves its API at ``fake.url``.
 
     ``visible`` holds what the bot sent, ``calls`` every call as ``(transport, action, params)``, ``requests`` what
@@ -231,30 +230,12 @@ class FakeOneBot:
         self.files: dict[str, bytes | dict[str, Any]] = {}
         self.links: list[Link] = []
         self.sent = asyncio.Event()  # set by every message that becomes visible
-        self.url = ""
         self._clock = clock
         self._failures: dict[str, deque[Failure]] = {}
         self._told: list[dict[str, Any]] = []  # every message of every chat, as get_msg tells it
         self._numbers = itertools.count(1_540_837_600)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._runner: web.ServerRunner | None = None
         self._session: aiohttp.ClientSession | None = None
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.stop()
-
-    async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
-        """Serve the HTTP API and return its URL."""
-        self._runner = web.ServerRunner(web.Server(self._serve), access_log=None, shutdown_timeout=0.1)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port)
-        await site.start()
-        self.url = f"http://{host}:{site.port}"
-        return self.url
 
     async def stop(self) -> None:
         """Close every connection."""
@@ -266,19 +247,13 @@ class FakeOneBot:
         if self._session is not None:
             await self._session.close()
             self._session = None
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
+        await super().stop()
 
     # ------------------------------------------------------------------------------------------- controls
 
     def fail(self, failure: Failure, *, times: int = 1, on: str = "send") -> None:
         """Let the next ``times`` calls of an action (``send``: of any that sends) end in ``failure``."""
         self._failures.setdefault(on, deque()).extend([failure] * times)
-
-    def texts(self, chat: str | None = None) -> list[str]:
-        """Return the visible texts, of one chat or of all."""
-        return [m.text for m in self.visible if chat is None or m.chat == chat]
 
     def next_id(self) -> int:
         """Return a message id nobody has yet."""
@@ -401,7 +376,7 @@ class FakeOneBot:
 
     # ----------------------------------------------------------------------------------------------- HTTP
 
-    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path
         if path.startswith("/_"):
             return await self._own(request)
@@ -549,17 +524,10 @@ def _failed(retcode: int, words: str) -> dict[str, Any]:
 
 async def _run(arguments: argparse.Namespace) -> None:
     fake = FakeOneBot(self_id=arguments.self_id, access_token=arguments.token)
-    stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    await fake.start(arguments.host, arguments.port)
-    sys.stdout.write(f"fake OneBot at {fake.url}\n")
-    sys.stdout.flush()
     connecting = asyncio.ensure_future(_connect(fake, arguments.connect))
-    await stopped.wait()
+    await serve_until_stopped(fake, arguments.host, arguments.port, say=lambda: f"fake OneBot at {fake.url}")
     connecting.cancel()
     await asyncio.gather(connecting, return_exceptions=True)
-    await fake.stop()
 
 
 async def _connect(fake: FakeOneBot, url: str | None) -> None:

@@ -11,9 +11,10 @@ from typing import Any, Final, Literal, cast
 
 import orjson
 
-from feishu_bot.testing.feishu import Failure, FakeFeishu
+from feishu_bot.testing.feishu import FakeFeishu
 from feishu_bot.testing.model import Behaviour, FakeModelServer
 from feishu_bot.testing.qq import FakeQQ
+from feishu_bot.testing.serving import Failure
 
 Trouble = Literal["refuse", "503", "500", "lost", "cut", "slow", "mute", "429", "broken", "hang"]
 

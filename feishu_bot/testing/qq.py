@@ -15,20 +15,17 @@ import asyncio
 import itertools
 import os
 import re
-import signal
-import sys
 import time
 from collections import deque
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from aiohttp import web
 
 from feishu_bot.platforms.qq import signing_key
-from feishu_bot.testing.feishu import Failure
+from feishu_bot.testing.serving import FakeApi, read_object, serve_until_stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -245,7 +242,7 @@ class VisibleMessage:
     body: Mapping[str, Any]
 
 
-class FakeQQ:
+class FakeQQ(FakeApi):
     """QQ's bot API on loopback; ``async with FakeQQ() as fake`` runs it at ``fake.url``.
 
     ``visible`` holds what was sent, in order; ``requests`` the calls as ``(method, path)``; what ``attach`` was
@@ -269,6 +266,7 @@ class FakeQQ:
         keep: int | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        super().__init__(("token", "messages"))
         self.app_secret = app_secret
         self.token_lifetime_s = token_lifetime_s
         self.markdown = markdown
@@ -276,18 +274,10 @@ class FakeQQ:
         self.proactive = proactive
         self.streaming = streaming
         self.strict = strict
-        self.down = False
         self.visible: deque[VisibleMessage] = deque(maxlen=keep)
         self.requests: deque[tuple[str, str]] = deque(maxlen=keep)
-        self.accepted = 0
-        self.folded = 0
-        self.token_calls = 0
-        self.url = ""
         self._keep = keep
         self._clock = clock
-        self._failures: dict[str, deque[Failure]] = {"token": deque(), "messages": deque()}
-        self._tokens: dict[str, float] = {}
-        self._token = ""
         self._said_at: dict[str, float] = {}
         self._seqs: dict[str, set[int]] = {}
         self._numbers = itertools.count(1)
@@ -299,53 +289,11 @@ class FakeQQ:
         self._streams: dict[
             str, tuple[str, int, int]
         ] = {}  # by id: message, msg_seq, index; while it is written
-        self._runner: web.ServerRunner | None = None
 
     @property
     def token_url(self) -> str:
         """Where tokens are given."""
         return self.url + _TOKEN_PATH
-
-    async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
-        """Listen and return the base URL."""
-        self._runner = web.ServerRunner(web.Server(self._handle), access_log=None, shutdown_timeout=0.1)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port)
-        await site.start()
-        self.url = f"http://{host}:{site.port}"
-        return self.url
-
-    async def stop(self) -> None:
-        """Close every connection."""
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.stop()
-
-    # ------------------------------------------------------------------------------------------- controls
-
-    def fail(
-        self, failure: Failure, *, times: int = 1, on: Literal["messages", "token"] = "messages"
-    ) -> None:
-        """Let the next ``times`` calls of one kind end in ``failure``, after those already scripted."""
-        self._failures[on].extend([failure] * times)
-
-    def recover(self) -> None:
-        """Forget the failures that are still to come."""
-        self.down = False
-        for waiting in self._failures.values():
-            waiting.clear()
-
-    def expire_tokens(self) -> None:
-        """Refuse every token given out so far with 11244."""
-        self._tokens.clear()
-        self._token = ""
 
     def know_message(self, message_id: str, said_at: float) -> None:
         """Tell when a message was said; its reply window begins then."""
@@ -362,10 +310,6 @@ class FakeQQ:
             "url": self.url + path,
         }
 
-    def texts(self, chat: str | None = None) -> list[str]:
-        """Return the visible texts, of one chat or of all."""
-        return [m.text for m in self.visible if chat is None or m.chat == chat]
-
     # -------------------------------------------------------------------------------------------- serving
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -378,28 +322,10 @@ class FakeQQ:
         if path in self._attached:
             return web.Response(body=self._attached[path])
         body = await request.read()
-        failures = self._failures["token" if path == _TOKEN_PATH else "messages"]
-        if not failures:
-            return _json(*self._answer(request, body))
-        return await self._scripted(failures.popleft(), request, body)
+        return await self._answered("token" if path == _TOKEN_PATH else "messages", request, body)
 
-    async def _scripted(self, failure: Failure, request: web.BaseRequest, body: bytes) -> web.Response:
-        if failure.delay_s:
-            await asyncio.sleep(failure.delay_s)
-        if failure.drop:
-            if failure.drop == "after":
-                self._answer(request, body)
-            if request.transport is not None:
-                request.transport.abort()
-            return web.Response()
-        if failure.raw is not None:
-            return web.Response(status=failure.status, body=failure.raw, headers=failure.headers)
-        if failure.code is None and failure.status == HTTPStatus.OK:
-            return _json(*self._answer(request, body))
-        answer = _refusal(failure.code or 1, failure.msg)
-        return web.Response(
-            status=failure.status, body=answer, headers=failure.headers, content_type="application/json"
-        )
+    def _refusal(self, code: int, words: str) -> bytes:
+        return _refusal(code, words)
 
     def _answer(self, request: web.BaseRequest, body: bytes) -> tuple[int, bytes]:
         if request.path == _TOKEN_PATH:
@@ -407,7 +333,7 @@ class FakeQQ:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme != "QQBot" or self._tokens.get(token, 0) <= self._clock():
             return 401, _refusal(11244, "token not exist or expire")
-        sent = _object(body)
+        sent = read_object(body)
         pressed = _INTERACTION.fullmatch(request.path)
         if request.method == "PUT" and pressed is not None:
             self.confirmed[pressed[1]] = sent.get("code", 0)
@@ -466,7 +392,7 @@ class FakeQQ:
 
     def _give_token(self, body: bytes) -> tuple[int, bytes]:
         self.token_calls += 1
-        asked = _object(body)
+        asked = read_object(body)
         if not asked.get("appId") or (
             self.app_secret is not None and asked.get("clientSecret") != self.app_secret
         ):
@@ -554,44 +480,14 @@ class FakeQQ:
             return _refusal(40054005, "消息被去重，请检查请求msgseq")
         return _refusal(22009, "msg limit exceed") if len(used) >= _MAX_REPLIES else None
 
-    async def _own(self, request: web.BaseRequest) -> web.Response:
-        if request.method == "GET" and request.path == "/_visible":
-            state = {
-                "messages": [asdict(m) for m in self.visible],
-                "accepted": self.accepted,
-                "folded": self.folded,
-                "token_calls": self.token_calls,
-            }
-            return _json(200, orjson.dumps(state))
-        if request.method == "POST" and request.path == "/_control":
-            order = _object(await request.read())
-            self.down = bool(order.get("down", self.down))
-            self.markdown = bool(order.get("markdown", self.markdown))
-            self.streaming = bool(order.get("streaming", self.streaming))
-            if order.get("expire_tokens"):
-                self.expire_tokens()
-            if isinstance(order.get("fail"), dict):
-                scripted = dict(order["fail"])
-                times, on = scripted.pop("times", 1), scripted.pop("on", "messages")
-                self.fail(Failure(**scripted), times=times, on=on)
-            return _json(200, b"{}")
-        return _json(404, b"{}")
-
-
-def _json(status: int, body: bytes) -> web.Response:
-    return web.Response(status=status, body=body, content_type="application/json")
+    def _obey(self, order: dict[str, Any]) -> None:
+        super()._obey(order)
+        self.markdown = bool(order.get("markdown", self.markdown))
+        self.streaming = bool(order.get("streaming", self.streaming))
 
 
 def _refusal(code: int, message: str) -> bytes:
     return orjson.dumps({"message": message, "code": code, "err_code": code, "trace_id": "fake"})
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        value = orjson.loads(body)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _shown(sent: dict[str, Any], msg_type: object) -> str:
@@ -611,14 +507,12 @@ async def _run(arguments: argparse.Namespace) -> None:
         filter_links=not arguments.any_link,
         keep=arguments.keep,
     )
-    stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    await fake.start(arguments.host, arguments.port)
-    sys.stdout.write(f"fake QQ at {fake.url}, tokens at {fake.token_url}\n")
-    sys.stdout.flush()
-    await stopped.wait()
-    await fake.stop()
+    await serve_until_stopped(
+        fake,
+        arguments.host,
+        arguments.port,
+        say=lambda: f"fake QQ at {fake.url}, tokens at {fake.token_url}",
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from feishu_bot.store import schema
-from feishu_bot.testing.feishu import Failure, make_event
+from feishu_bot.testing.feishu import make_event
 from feishu_bot.testing.model import Behaviour
+from feishu_bot.testing.serving import Failure
 from tests.e2e.bots import configuration, until
 
 LONG = "一二三四五六七八九十" * 6

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from feishu_bot.testing.feishu import Failure
 from feishu_bot.testing.model import Behaviour
+from feishu_bot.testing.serving import Failure
 from tests.e2e.bots import KEY, MODEL, configuration, until
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import orjson
 
 from feishu_bot.store import schema
-from feishu_bot.testing.feishu import Failure
 from feishu_bot.testing.model import Behaviour
+from feishu_bot.testing.serving import Failure
 from tests.e2e.bots import configuration
 
 MARK = "xyzzy"

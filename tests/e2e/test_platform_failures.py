@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from feishu_bot.testing.feishu import Failure, FakeFeishu
+from feishu_bot.testing.feishu import FakeFeishu
+from feishu_bot.testing.serving import Failure
 from tests.e2e.bots import SECRET, configuration, until
 
 SAID = ["one", "two", "three"]

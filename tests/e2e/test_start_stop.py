@@ -19,8 +19,8 @@ from feishu_bot.app import App
 from feishu_bot.config import load
 from feishu_bot.reference import platform_settings
 from feishu_bot.store import schema
-from feishu_bot.testing.feishu import Failure
 from feishu_bot.testing.model import Behaviour
+from feishu_bot.testing.serving import Failure
 from tests.e2e.bots import PATIENCE_S, ROOT, configuration, free_port, until
 from tests.e2e.proxy import Proxy
 from tests.e2e.test_store_failures import on_servers, server_url, until_ready  # noqa: F401 - a fixture

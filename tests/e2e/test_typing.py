@@ -6,8 +6,8 @@ import time
 
 from feishu_bot.store import schema, signs
 from feishu_bot.store.signs import Sign
-from feishu_bot.testing.feishu import Failure
 from feishu_bot.testing.model import Behaviour
+from feishu_bot.testing.serving import Failure
 from tests.e2e.bots import configuration, until
 from tests.stores import Clock, opened
 

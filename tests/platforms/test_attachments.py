@@ -10,10 +10,11 @@ import pytest
 
 from feishu_bot.config import BudgetSettings
 from feishu_bot.store.schema import budget_windows, inbox, messages, reservations, usage
-from feishu_bot.testing.feishu import Failure, make_event, mention, message_event
+from feishu_bot.testing.feishu import make_event, mention, message_event
 from feishu_bot.testing.model import Behaviour
 from feishu_bot.testing.onebot import Failure as OneBotFailure
 from feishu_bot.testing.qq import group_event, private_event
+from feishu_bot.testing.serving import Failure
 from tests.ai.pictures import png
 from tests.platforms.rooms import house, until
 

@@ -8,7 +8,8 @@ import aiohttp
 import orjson
 import pytest
 
-from feishu_bot.testing.feishu import BOT_OPEN_ID, Failure, FakeFeishu
+from feishu_bot.testing.feishu import BOT_OPEN_ID, FakeFeishu
+from feishu_bot.testing.serving import Failure
 
 TOKEN_PATH = "/open-apis/auth/v3/tenant_access_token/internal"
 

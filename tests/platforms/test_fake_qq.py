@@ -8,8 +8,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from feishu_bot.testing.feishu import Failure
 from feishu_bot.testing.qq import FakeQQ
+from feishu_bot.testing.serving import Failure
 
 
 @pytest.fixture

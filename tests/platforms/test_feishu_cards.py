@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from feishu_bot.errors import RetryLater, Undeliverable
-from feishu_bot.testing.feishu import Failure, FakeFeishu
+from feishu_bot.testing.feishu import FakeFeishu
+from feishu_bot.testing.serving import Failure
 from tests.platforms.test_feishu_send import GROUP, Clock, connected, part
 
 

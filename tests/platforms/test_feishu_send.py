@@ -20,7 +20,8 @@ from feishu_bot.platforms.base import PlatformContext
 from feishu_bot.platforms.feishu import Feishu, FeishuSettings
 from feishu_bot.platforms.feishu_content import escape_mentions, outgoing_content
 from feishu_bot.platforms.markdown import holds_markdown
-from feishu_bot.testing.feishu import BOT_OPEN_ID, Failure, FakeFeishu
+from feishu_bot.testing.feishu import BOT_OPEN_ID, FakeFeishu
+from feishu_bot.testing.serving import Failure
 
 SECRETS = ["app-secret-current", "app-secret-old"]
 

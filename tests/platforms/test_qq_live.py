@@ -13,7 +13,6 @@ import pytest
 from feishu_bot.errors import RetryLater
 from feishu_bot.model import ChatType, Outgoing, Target
 from feishu_bot.store.schema import inbox, outbox
-from feishu_bot.testing.feishu import Failure
 from feishu_bot.testing.model import Behaviour
 from feishu_bot.testing.qq import (
     FakeQQ,
@@ -23,6 +22,7 @@ from feishu_bot.testing.qq import (
     group_event,
     private_event,
 )
+from feishu_bot.testing.serving import Failure
 from tests.platforms.rooms import house, until
 from tests.platforms.test_qq_send import connected
 

@@ -16,8 +16,8 @@ from feishu_bot.platforms.base import PlatformContext
 from feishu_bot.platforms.qq import QQ, QQSettings
 from feishu_bot.platforms.qq_client import LINK_REFUSED, MARKDOWN_REFUSED
 from feishu_bot.platforms.qq_content import inert, without_links
-from feishu_bot.testing.feishu import Failure
 from feishu_bot.testing.qq import FakeQQ
+from feishu_bot.testing.serving import Failure
 
 SECRETS = ["app-secret-current", "app-secret-old"]
 

@@ -9,7 +9,6 @@ from feishu_bot.model import Attachment, ChatType, Target
 from feishu_bot.testing.feishu import (
     BOT_OPEN_ID,
     USER_OPEN_ID,
-    Failure,
     FakeFeishu,
     challenge_event,
     make_event,
@@ -18,6 +17,7 @@ from feishu_bot.testing.feishu import (
     sign_and_encrypt,
     text_event,
 )
+from feishu_bot.testing.serving import Failure
 from tests.platforms.contract import Case, Post, Samples
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from feishu_bot.model import Attachment, ChatType, Target
 from feishu_bot.platforms.qq import signing_key
-from feishu_bot.testing.feishu import Failure
 from feishu_bot.testing.qq import (
     GROUP_OPENID,
     MEMBER_OPENID,
@@ -21,6 +20,7 @@ from feishu_bot.testing.qq import (
     signed_event,
     validation_event,
 )
+from feishu_bot.testing.serving import Failure
 from tests.platforms.contract import Case, Post, Samples
 
 if TYPE_CHECKING:
