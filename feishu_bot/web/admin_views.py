@@ -77,10 +77,11 @@ class Views:
         tokens = {(day, name or gone): sums["total_tokens"] for (day, name), sums in used.items()}
         cost = {(day, name or gone): sums["cost_usd"] or 0.0 for (day, name), sums in used.items()}
         own_days = _days(first, span)
+        by_tokens = stacked(own_days, tokens, _count)
         charts = [
             ("messages_chart", stacked(utc_days, ended, _count)),
-            ("tokens_chart", stacked(own_days, tokens, _count)),
-            ("cost_chart", stacked(own_days, cost, _dollars)),
+            ("tokens_chart", by_tokens),
+            ("cost_chart", stacked(own_days, cost, _dollars, like=by_tokens.names)),
         ]
         now = await self._now()
         return desk.render(request, "overview", now=now, charts=charts, days=span, by=by, spans=SPANS, bys=BY)
@@ -262,7 +263,7 @@ class Views:
             raise BadPayload(f"level: expected one of {', '.join(LEVELS)}")
         kept = self._desk.inside.lines
         lines = [] if kept is None else kept.last(time.time() - _HOUR_S)
-        lines = [line for line in lines if not level or line[1] == level]
+        lines = [(at, lvl, _told(text)) for at, lvl, text in lines if not level or lvl == level]
         hide = self._desk.secrets().hide
         found = [(lvl, hide(text)) for _, lvl, text in filtered(lines, page.text, lambda line: str(line[2]))]
         return self._desk.render(
@@ -303,6 +304,18 @@ def _count(number: float) -> str:
 
 def _dollars(number: float) -> str:
     return f"{number:.2f}" if number >= 1 or not number else f"{number:.4f}"
+
+
+def _told(line: str) -> str:
+    """Return a line of the log as people read it, also where it is written for programs."""
+    try:
+        known = orjson.loads(line)
+        head = f"{known.pop('time')} {known.pop('level').upper():<7} {known.pop('event')}"
+        logger, stack = known.pop("logger", ""), known.pop("exception", "")
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return line
+    fields = "".join(f" {key}={value}" for key, value in known.items())
+    return f"{head}{fields} [{logger}]" + (f"\n{stack}" if stack else "")
 
 
 def _message(request: web.Request, name: str) -> int | None:

@@ -53,14 +53,22 @@ class Chart:
 
 
 def stacked(
-    days: Sequence[str], values: Mapping[tuple[str, str], float], told: Callable[[float], str]
+    days: Sequence[str],
+    values: Mapping[tuple[str, str], float],
+    told: Callable[[float], str],
+    *,
+    like: Sequence[str] = (),
 ) -> Chart:
-    """Return a chart of ``values`` by day and name, the largest at the bottom; ``told`` writes a number."""
+    """Return a chart of ``values`` by day and name, the largest at the bottom; ``told`` writes a number.
+
+    ``like``: the names of another chart beside it; they keep their order and so their colours.
+    """
     sums: dict[str, float] = {}
     for (day, name), value in values.items():
         if day in days:
             sums[name] = sums.get(name, 0) + value
-    names = sorted(sums, key=lambda name: (-sums[name], name))
+    known = [name for name in like if name in sums]
+    names = known + sorted(sums.keys() - set(known), key=lambda name: (-sums[name], name))
     top = _round_up(max((sum(values.get((day, n), 0) for n in names) for day in days), default=0))
     inner, step = HEIGHT - _TOP - _BOTTOM, (WIDTH - _LEFT) / max(1, len(days))
     shapes = []

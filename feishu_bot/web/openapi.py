@@ -278,7 +278,8 @@ def document(routes: Sequence[web.RouteDef], *, base: str, version: str) -> dict
 
 def _operation(route: web.RouteDef, path: str) -> dict[str, Any]:
     shape = SHAPES.get(f"{route.method} {path}", {})
-    summary, _, more = (inspect.getdoc(route.handler) or "").partition("\n\n")
+    words = (inspect.getdoc(route.handler) or "").replace("``", "`")  # Markdown, as the standard has it
+    summary, _, more = words.partition("\n\n")
     role: Role | None = getattr(route.handler, "role", None)
     found: dict[str, Any] = {"summary": " ".join(summary.split()), "responses": {}}
     description = [" ".join(more.split()), shape.get("stream", "")]

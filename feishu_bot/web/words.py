@@ -57,6 +57,7 @@ WORDS: Final[dict[str, tuple[str, str]]] = {
         "供脚本使用：Authorization: Bearer 令牌。令牌只显示一次。",
         "For scripts: Authorization: Bearer TOKEN. A token is shown once.",
     ),
+    "api_page": ("接口文档", "The API"),
     "no_tokens": ("还没有令牌。", "There is no token yet."),
     "token_label": ("用途", "What it is for"),
     "make_token": ("新建令牌", "New token"),

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
+from feishu_bot.testing.feishu import FakeFeishu
 from feishu_bot.testing.model import FakeModelServer
-from tests.e2e.bots import configuration
+from tests.e2e.bots import SECRET, configuration
 from tests.e2e.browsers import PASSWORD
 
 # The servers and the database of a test are those of the end-to-end tests.
@@ -107,6 +108,12 @@ async def chromium() -> AsyncIterator[Browsers]:
         )
         yield Browsers(browser)
         await browser.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def feishu() -> AsyncIterator[FakeFeishu]:
+    async with FakeFeishu(app_secret=SECRET) as fake:
+        yield fake
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -1,4 +1,4 @@
-"""axe-core finds nothing serious on any page, in either theme, on a desktop and on a phone."""
+"""axe-core finds nothing serious on any page, in either theme and language, on a desktop and on a phone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import scenes
 from tests.browser.conftest import ONE_LOOP
 from tests.e2e.bots import configuration
 from tests.e2e.browsers import add_accounts
@@ -37,22 +38,31 @@ def axe(tmp_path_factory):
 
 
 async def check(page, axe):
+    """Return what is serious on a page, in either theme."""
     await page.evaluate(axe)
-    found = await page.evaluate("() => axe.run(document, { resultTypes: ['violations'] })")
-    return [
-        f"{v['id']}: {node['target']} {node.get('failureSummary', '')}"
-        for v in found["violations"]
-        if v["impact"] in SERIOUS
-        for node in v["nodes"]
-    ]
+    serious = []
+    for scheme in ("light", "dark"):
+        await page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        await scenes.settled(page)
+        found = await page.evaluate("() => axe.run(document, { resultTypes: ['violations'] })")
+        serious += [
+            f"{scheme}: {v['id']}: {node['target']} {node.get('failureSummary', '')}"
+            for v in found["violations"]
+            if v["impact"] in SERIOUS
+            for node in v["nodes"]
+        ]
+    return serious
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1200])
-async def test_nothing_serious_is_found(chromium, bots, sqlite_url, model, axe, scheme, width):
-    bot = await bots.start(configuration(sqlite_url, model=model))
+async def is_within(page):
+    """Say whether the page is no wider than its window."""
+    return await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize(("width", "locale"), [(360, "zh-CN"), (1200, "en-US")], ids=["phone-zh", "desktop"])
+async def test_nothing_serious_is_found_while_one_talks(chromium, bot, axe, width, locale):
     async with chromium.visitor(
-        bot, color_scheme=scheme, viewport={"width": width, "height": 800}, bypass_csp=True
+        bot, locale=locale, viewport={"width": width, "height": 800}, bypass_csp=True
     ) as visitor:
         page = await visitor.open()
         assert await check(page, axe) == []
@@ -72,9 +82,52 @@ async def test_nothing_serious_is_found(chromium, bots, sqlite_url, model, axe, 
         await page.fill("#search", "hello")
         await page.locator("#results a").first.wait_for()
         assert await check(page, axe) == []
-        await add_accounts(sqlite_url, ann="user")
-        page = await visitor.open("/login")
-        assert await check(page, axe) == []
-        page = await visitor.log_in("ann", "/account")
-        await page.locator("#sessions li").wait_for()
-        assert await check(page, axe) == []
+
+
+@pytest.mark.parametrize(
+    ("suffix", "language", "options"),
+    [
+        ("", "en", {}),
+        ("-dark", "zh", {"color_scheme": "dark"}),
+        ("-phone", "en", {"viewport": {"width": 390, "height": 780}, "is_mobile": True, "has_touch": True}),
+    ],
+    ids=["light", "dark-zh", "phone"],
+)
+async def test_every_page_fits_and_has_nothing_serious(
+    chromium, bots, sqlite_url, sqlite_record, axe, suffix, language, options
+):
+    bot = await bots.start(configuration(sqlite_url, ai={"agents": {"poet": {"system_prompt": "In verse."}}}))
+    await add_accounts(sqlite_url, ann="admin", bob="user")
+    shown = await scenes.add_talks(sqlite_url, sqlite_record, "ann", language)
+    locale = {"en": "en-US", "zh": "zh-CN"}[language]
+    async with chromium.visitor(bot, locale=locale, bypass_csp=True, **options) as visitor:
+
+        async def see(page, name):
+            await scenes.picture(page, name + suffix)
+            assert await is_within(page), name
+            assert await check(page, axe) == [], name
+            await page.emulate_media(color_scheme=options.get("color_scheme", "light"))
+
+        await see(await visitor.open("/login"), "login")
+        page = await visitor.log_in("ann", f"/?c={shown}")
+        await page.locator(".message.assistant[data-id]").wait_for()
+        await page.locator("#conversations a").nth(11).wait_for(state="attached")
+        await see(page, "chat")
+        if suffix == "-phone":
+            await page.click("#menu")
+            await page.locator("#new").wait_for()
+            await see(page, "chat-list")
+        await see(await visitor.open("/"), "chat-new")
+        page = await visitor.open("/account")
+        await page.locator("#tokens li").wait_for()
+        await see(page, "account")
+        page = await visitor.open("/docs")
+        await page.locator("summary", has_text="/conversations/{id}/fork").click()
+        await page.evaluate("document.querySelector('details[open]').previousElementSibling.scrollIntoView()")
+        await see(page, "docs")
+        await page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+        await see(page, "docs-open")
+    async with chromium.visitor(bot, locale=locale, bypass_csp=True, **options) as visitor:
+        page = await visitor.log_in("bob", "/account")
+        await page.goto(f"{bot.url}/admin")
+        await see(page, "refused")

@@ -428,3 +428,4 @@ async def test_the_page_of_the_api_needs_nothing_from_elsewhere(visitor):
     assert await page.locator("details").count() > 20
     await page.get_by_text("/conversations/{id}/fork", exact=True).click()
     assert "message_id" in await page.locator("details[open]").inner_text()
+    assert "`" not in await page.inner_text("#operations")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+import re
 
 import pytest
 import pytest_asyncio
-from sqlalchemy import insert
 
-from feishu_bot.model import ChatType, InboundMessage
 from feishu_bot.store import schema
+from tests.browser import scenes
 from tests.browser.conftest import ONE_LOOP
-from tests.browser.test_accessibility import axe, check  # noqa: F401
+from tests.browser.test_accessibility import axe, check, is_within  # noqa: F401
 from tests.e2e.bots import configuration, until
 from tests.e2e.browsers import Browser, add_accounts
 
@@ -32,70 +29,53 @@ PAGES = (
         "/audit",
     ),
 )
-PICTURES = os.environ.get("CONSOLE_PICTURES")  # a folder for a picture of each page, to look at them
-
-
-def add_data(record):
-    """Three months of use by several people, and letters that were given up."""
-    now = datetime.now(UTC)
-    for day in range(90):
-        for n, (platform, model) in enumerate(
-            (("feishu", "gpt-4o"), ("qq", "deepseek-chat"), ("web", "echo"))
-        ):
-            at = now - timedelta(days=day, minutes=n)
-            tokens = (n + 1) * (1000 + 397 * (day % 7))
-            row = {"inbox_id": 10_000 + day * 10 + n, "attempt": 1, "call": 1, "platform": platform, "model": model,
-                   "user_id": f"{platform}:person_{day % 5}", "input_tokens": tokens, "output_tokens": tokens // 3,
-                   "cost_micro_usd": tokens * 7, "outcome": "ok", "at": at}  # fmt: skip
-            record.execute(insert(schema.usage).values(**row))
-            row = {"day": at.date().isoformat(), "account": platform, "end": "answered", "shard": 99}
-            record.execute(insert(schema.totals).values(**row, count=20 + 9 * n + day % 11))
-    for n in range(1, 4):
-        message = InboundMessage(
-            "web", f"lost{n}", chat_type=ChatType.PRIVATE, sender_id="ann", text="Are you there?"
-        )
-        row = {"account": "web", "event_key": f"lost{n}", "lane_key": f"web:private:ann{n}", "payload": message.to_json(),
-               "state": "dead", "reason": "the model failed: 500 internal error", "attempts": 5,
-               "received_at": record.now_ms(), "ended_at": record.now_ms() - n * 60_000}  # fmt: skip
-        record.execute(insert(schema.inbox).values(**row))
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def console(bots, sqlite_url, sqlite_record):
+async def console(bots, feishu, sqlite_url, sqlite_record):
     budgets = [{"name": "daily", "limit_tokens": 100_000, "limit_cost_usd": 5}]
-    bot = await bots.start(configuration(sqlite_url, budgets=budgets))
-    add_data(sqlite_record)
+    platforms = {"onebot": {"enabled": True, "access_token": "a token of the tests"}}
+    bot = await bots.start(configuration(sqlite_url, feishu=feishu, budgets=budgets, platforms=platforms))
+    scenes.add_letters(sqlite_record)
+    scenes.add_use(sqlite_record)
+    scenes.add_records(sqlite_record)
+    await scenes.add_others(sqlite_url, sqlite_record)
     tokens = await add_accounts(sqlite_url, ann="user", ada="admin", vic="viewer")
+    scenes.settle_accounts(sqlite_record)
     async with Browser(bot, token=tokens["ann"]) as ann:
         for words in ("Where does the blue whale live?", "中文也可以：你好，机器人！"):
             assert (await ann.ask("POST", "/chat", {"message": words}))[0] == 200
+    await until(lambda: sqlite_record.count(schema.budget_windows), "what was used of the budget")
+    scenes.add_budgets(sqlite_record)
     return bot
 
 
-async def picture(page, name):
-    if PICTURES:
-        await page.screenshot(path=Path(PICTURES) / f"{name}.png", full_page=True)
-
-
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("suffix", "options"),
     [
-        ("desktop", {"viewport": {"width": 1280, "height": 800}}),
-        ("phone-dark-zh", {"viewport": {"width": 360, "height": 740}, "color_scheme": "dark", "locale": "zh-CN"}),
+        ("", {"viewport": {"width": 1200, "height": 800}}),
+        ("-phone", {"viewport": {"width": 390, "height": 780}, "color_scheme": "dark", "locale": "zh-CN"}),
     ],
+    ids=["desktop", "phone-zh"],
 )  # fmt: skip
-async def test_every_page_fits_says_what_it_is_and_has_nothing_serious(console, chromium, axe, name, options):  # noqa: F811
+async def test_every_page_fits_says_what_it_is_and_has_nothing_serious(
+    console,
+    chromium,
+    axe,  # noqa: F811
+    suffix,
+    options,
+):
     async with chromium.visitor(console, bypass_csp=True, **options) as visitor:
         page = await visitor.log_in("ada", "/admin")
         for place in PAGES:
             await page.goto(f"{console.url}/admin{place}")
-            wide = await page.evaluate("document.documentElement.scrollWidth - innerWidth")
-            assert wide <= 0, f"{place}: the page is wider than the window"
+            assert await is_within(page), f"{place}: the page is wider than the window"
             assert await page.locator("h1").count() == 1
-            await picture(page, f"{name}{place.replace('/', '-').replace('?', '-')}")
+            name = "-".join(["console" + suffix, *re.findall(r"\w+", place)])
+            await scenes.picture(page, name, whole=place.startswith("?"))
             assert await check(page, axe) == [], place
-        if "zh" in name:
-            assert await page.evaluate("document.documentElement.lang") == "zh"
+            await page.emulate_media(color_scheme=options.get("color_scheme", "light"))
+        assert await page.evaluate("document.documentElement.lang") == ("zh" if suffix else "en")
         assert visitor.complaints == []
     assert console.complaints() == []
 
@@ -170,7 +150,7 @@ async def test_the_figures_change_by_themselves(console, chromium, sqlite_record
     async with chromium.visitor(console) as visitor:
         page = await visitor.log_in("vic", "/admin")
         dead = page.locator("[data-live=dead]")
-        assert await dead.inner_text() == "3"
+        assert await dead.inner_text() == "5"
         sqlite_record.execute(schema.inbox.delete().where(schema.inbox.c.id == 1))
-        await page.locator("[data-live=dead]", has_text="2").wait_for()
+        await page.locator("[data-live=dead]", has_text="4").wait_for()
         assert await page.get_by_role("button", name="Yes").is_visible() is False

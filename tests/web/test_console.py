@@ -362,7 +362,7 @@ async def test_traffic_tokens_and_cost_are_drawn_by_platform_model_and_user(ada,
                 user_id=user,
                 input_tokens=30 * number,
                 output_tokens=10,
-                cost_micro_usd=250_000,
+                cost_micro_usd=250_000 if number > 1 else 750_000,
                 outcome="ok",
                 at=now,
             )
@@ -376,8 +376,13 @@ async def test_traffic_tokens_and_cost_are_drawn_by_platform_model_and_user(ada,
     assert text.count('<svg class="chart"') == 3
     assert re.search(r"<title>[\d-]+ · feishu: 42</title>", text)
     assert re.search(r"<title>[\d-]+ · qq: 170</title>", text)
-    assert "0.7500" in text
+    assert "1.25" in text
     text = await ada.open("/admin?days=90&by=model")
+    legends = re.findall(r'class="c(\d)" width="10" height="10"/></svg>([^<]+?) <', text)
+    assert {name: {c for c, n in legends if n == name} for name in ("m-one", "m-two")} == {
+        "m-two": {"0"},
+        "m-one": {"1"},
+    }, "each has one colour in all charts"
     assert re.search(r"<title>[\d-]+ · m-one: 40</title>", text)
     text = await ada.open("/admin?days=30&by=user")
     assert re.search(r"<title>[\d-]+ · feishu:ou_a: 40</title>", text)

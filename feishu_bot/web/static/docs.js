@@ -15,6 +15,9 @@ function example(schema, depth = 0) {
 
 const pretty = (value) => make("pre", { tabIndex: 0 }, make("code", {}, JSON.stringify(value, null, 2)));
 
+/** Returns words with what stands between backticks as code. */
+const told = (words) => words.split("`").map((part, n) => (n % 2 ? make("code", {}, part) : part));
+
 function curl(method, path, kind, body) {
   const parts = [`curl -X ${method} "${location.origin}${base}${path}"`, '-H "Authorization: Bearer $TOKEN"'];
   if (kind === "application/json") parts.push(`-H 'Content-Type: ${kind}'`, `-d '${JSON.stringify(example(body))}'`);
@@ -24,10 +27,10 @@ function curl(method, path, kind, body) {
 
 function operation(method, path, about) {
   const inside = make("div", { className: "inside" });
-  if (about.description) inside.append(make("p", {}, about.description));
+  if (about.description) inside.append(make("p", {}, ...told(about.description)));
   if (about.parameters.length) {
     inside.append(make("h3", {}, t.parameters), make("dl", {}, ...about.parameters.flatMap((parameter) => [
-      make("dt", {}, make("code", {}, parameter.name)), make("dd", {}, parameter.description ?? parameter.in)])));
+      make("dt", {}, make("code", {}, parameter.name)), make("dd", {}, ...told(parameter.description ?? parameter.in))])));
   }
   const [kind, { schema: body } = {}] = Object.entries(about.requestBody?.content ?? {})[0] ?? [];
   if (body) inside.append(make("h3", {}, t.request), pretty(example(body)));
@@ -37,7 +40,7 @@ function operation(method, path, about) {
     const schema = answer.content?.["application/json"]?.schema;
     if (schema && status < 400) inside.append(pretty(example(schema)));
   }
-  return make("details", {}, make("summary", {}, make("code", { className: "method" }, method), make("code", {}, path), make("span", { className: "muted" }, about.summary)), inside);
+  return make("details", {}, make("summary", {}, make("code", { className: "method" }, method), make("code", {}, path), make("span", { className: "muted" }, ...told(about.summary))), inside);
 }
 
 for (const [path, methods] of Object.entries(known.paths)) {
