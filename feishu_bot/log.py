@@ -335,6 +335,7 @@ def configure(settings: LogSettings, *, secrets: Iterable[str] = (), stream: Tex
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     # What no line shows need not be collected for each record.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # noqa: SLF001  # nor who has called: "Optimization", Logging HOWTO
     # The standard report of a failed write repeats the record's arguments, which nothing has hidden.
     logging.raiseExceptions = False
     return Logging(handler, errors, hidden)

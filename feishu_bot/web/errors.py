@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from aiohttp import http_exceptions, web
 
-from feishu_bot.errors import BadPayload, ConversationNotFound, MessageNotFound, StoreUnavailable
+from feishu_bot.errors import (
+    BadPayload,
+    ConversationNotFound,
+    MessageNotFound,
+    StoreError,
+    StoreUnavailable,
+    TooLarge,
+)
 from feishu_bot.log import Seldom
 
 if TYPE_CHECKING:
@@ -94,6 +101,10 @@ async def error_middleware(request: web.Request, handler: Handler) -> web.Stream
     except StoreUnavailable as error:
         log.warning("store unavailable", extra={"path": request.path, "reason": str(error)})
         return unavailable()
+    except StoreError as error:  # it never will take this: larger than what a database allows, and the like
+        log.error("refused by the store", extra={"path": request.path, "reason": str(error)})  # noqa: TRY400  # no fault of ours
+        status = 413 if isinstance(error, TooLarge) else 500
+        return error_response(status, "the store refuses it", code="refused_by_store")
     except ConnectionResetError:
         raise  # the peer has left; there is nobody to answer
     except Exception:
