@@ -39,10 +39,11 @@ MODEL = "openai:gpt-4o"
 
 async def until(condition: Callable[[], Any], what: str, *, patience_s: float = PATIENCE_S) -> Any:
     """Return what ``condition`` returns as soon as it is true."""
-    end = time.monotonic() + patience_s
+    began = now = time.monotonic()
     while not (found := condition()):
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        await asyncio.sleep(0.01)
+        assert now < began + patience_s, f"waited in vain for {what}"
+        await asyncio.sleep(min(0.01 + (now - began) / 20, 0.1))  # to look takes longer than it seems
+        now = time.monotonic()
     return found
 
 
@@ -204,13 +205,16 @@ class Bots:
 
     def launch(self, config: Mapping[str, Any], *, crash: tuple[str, int] | None = None) -> Bot:
         """Start a server without waiting for it; ``crash``: kill it the n-th time a step is reached."""
+        if crash is None:
+            return self.launch_program("bot", ["run"], config)
+        return self.launch_program("crashing_server", [crash[0], str(crash[1])], config)
+
+    def launch_program(self, program: str, words: list[str], config: Mapping[str, Any]) -> Bot:
+        """Start one of the nursery's programs with ``--config`` at the end, without waiting for it."""
         file = self.write(config)
         log = self.folder / f"log-{len(self.started)}"
-        if crash is None:
-            program, arguments = "bot", ["run", "--config", str(file)]
-        else:
-            program, arguments = "crashing_server", [crash[0], str(crash[1]), "--config", str(file)]
-        bot = Bot(self.nursery.start(program, arguments, self.folder, log), log)
+        words = [*words, "--config", str(file)]
+        bot = Bot(self.nursery.start(program, words, self.folder, log), log)
         self.started.append(bot)
         return bot
 

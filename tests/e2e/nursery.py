@@ -1,6 +1,6 @@
 """Starts servers from a process that has imported the program already: a tenth of a second each, not seven.
 
-Orders come on stdin, one JSON object a line: ``program`` (bot or crashing_server), ``arguments``, ``folder`` and
+Orders come on stdin, one JSON object a line: ``program`` (one of PROGRAMS), ``arguments``, ``folder`` and
 ``log``, the file that gets what the server writes. The child's pid is printed; when it has ended, the file
 ``<log>.exit`` holds its exit code (negative: the signal). All children end with this process.
 """
@@ -29,6 +29,7 @@ from feishu_bot import cli
 from feishu_bot.ai.tokens import warm
 from feishu_bot.platforms.base import platform_types
 from tests.e2e import crashing_server
+from tests.operation import shifted_server
 
 # What a server imports only when it needs it: here it is there already.
 LATER = (
@@ -39,7 +40,11 @@ LATER = (
     sqlalchemy.dialects.mysql.pymysql,
     sqlalchemy.dialects.postgresql.psycopg,
 )
-PROGRAMS = {"bot": cli.main, "crashing_server": crashing_server.main}
+PROGRAMS = {
+    "bot": cli.main,
+    "crashing_server": crashing_server.main,
+    "shifted_server": shifted_server.main,
+}
 
 
 class Nursery:

@@ -24,7 +24,7 @@ async def no_signs(record):
 
 
 async def test_an_answer_grows_in_one_card_and_is_whole_in_the_end(
-    bots, people, feishu, model, config, record
+    bots, people, feishu, model, config, db_url, record
 ):
     bot = await bots.start(config)
     model.script(SLOW)
@@ -39,7 +39,8 @@ async def test_an_answer_grows_in_one_card_and_is_whole_in_the_end(
     (part,) = record.outbox()
     assert (part.state, part.sent_id) == ("sent", card.message_id)
     assert not feishu.shown, "no sign of typing is left"
-    await no_signs(record)
+    if db_url.startswith("sqlite"):  # half a minute; on the others, whoever comes next removes them, below
+        await no_signs(record)
     assert feishu.texts() == [LONG]
     assert bot.complaints() == []
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from datetime import UTC, datetime
 
 import pytest
 
 from feishu_bot.store import schema
 from feishu_bot.testing.model import Behaviour
-from tests.e2e.bots import ROOT, Bot, configuration, until
+from tests.e2e.bots import Bot, configuration, until
 
 WRONG_S = 600
 
@@ -19,32 +17,11 @@ WRONG_S = 600
 @pytest.fixture
 def shifted(bots):
     """Start servers whose clocks are wrong."""
-    started: list[subprocess.Popen[bytes]] = []
 
     async def start(config, seconds: int) -> Bot:
-        file, log = bots.write(config), bots.folder / f"shifted-{len(started)}"
-        command = [
-            sys.executable,
-            "-m",
-            "tests.operation.shifted_server",
-            str(seconds),
-            "--config",
-            str(file),
-        ]
-        with log.open("wb") as output:
-            started.append(
-                await asyncio.to_thread(subprocess.Popen, command, stdout=output, stderr=output, cwd=ROOT)
-            )
-        bot = Bot(started[-1].pid, log)
-        await until(lambda: bot.lines("ready") or started[-1].poll() is not None, "the server's start")
-        assert started[-1].poll() is None, log.read_text()
-        bot.url = bot.lines("ready")[0]["url"].rstrip("/")
-        return bot
+        return await bots.launch_program("shifted_server", [str(seconds)], config).listening()
 
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+    return start
 
 
 async def test_processes_whose_clocks_are_twenty_minutes_apart_share_lanes_as_if_they_were_right(
