@@ -85,6 +85,7 @@ LIBRARIES: dict[str, set[str]] = {
     "os.getenv": {"config"},
     "click": {"cli"},
     "tiktoken": {"ai"},
+    "httptools": {"platforms.http_pool"},
     "argon2": {"passwords"},
     "markdown_it": {"web"},
     "nh3": {"web"},

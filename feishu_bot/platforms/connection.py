@@ -1,19 +1,21 @@
-"""HTTP calls to a platform's API: one session, and what a call without an answer means for a retry."""
+"""HTTP calls to a platform's API: connections that stay open, and what a call without an answer means for a retry."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+from yarl import URL
 
 from feishu_bot.deadlines import Deadlines
-from feishu_bot.errors import RetryLater, Undeliverable
+from feishu_bot.errors import ConfigError, RetryLater, Undeliverable
 from feishu_bot.network import proxy_for, ssl_context
+from feishu_bot.platforms.http_pool import NOT_SENT, HttpPool, Response, check_header
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from feishu_bot.config import NetworkSettings
     from feishu_bot.errors import DeliveryError
@@ -29,27 +31,23 @@ _UNAVAILABLE = HTTPStatus.SERVICE_UNAVAILABLE  # nobody took the request, so not
 _TOO_LARGE = frozenset({413, 414, 431})
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
-    """What came back: any status, with its headers (case-insensitive) and its body."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    whole: bool = True  # False: the body was longer than what was asked for
-
-
 class Connection:
-    """Calls one host. Opens its session at the first call; ``close`` ends it. Never follows a redirect.
+    """Calls one host. Opens its connections at the first call; ``close`` ends them. Never follows a redirect.
 
-    Raises ConfigError for a proxy or file of certificates that cannot be used.
+    Raises ConfigError for an address, a proxy or a file of certificates that cannot be used.
     """
 
     def __init__(self, base_url: str, network: NetworkSettings | None, *, total_s: float = _TOTAL_S) -> None:
+        try:
+            has_user = "@" in URL(base_url).raw_authority
+        except ValueError:  # whose words may hold the password
+            raise ConfigError(["an address that cannot be called: its host or port is none"]) from None
         self._base_url = base_url
         self._calls = Deadlines(total_s)
         self._proxy = proxy_for(base_url, network)
         self._tls = ssl_context(network)
+        self._is_plain = self._proxy is None and not has_user
+        self._pool: HttpPool | None = None
         self._session: aiohttp.ClientSession | None = None
 
     async def call(
@@ -65,36 +63,59 @@ class Connection:
 
         Raises RetryLater where there is none, and says whether the request may have arrived all the same.
         """
-        if self._session is None:
-            self._session = self._open()
-        headers = None if authorization is None else {"Authorization": authorization}
         try:
             with self._calls.guard():
-                async with self._session.request(
-                    method,
-                    self._base_url + path,
-                    data=body,
-                    headers=headers,
-                    proxy=self._proxy,
-                    allow_redirects=False,
-                ) as response:
-                    found, whole = await read_bounded(response, max_bytes)
-                    return Response(response.status, response.headers, found, whole)
+                if not self._is_plain:
+                    return await self._by_session(method, path, body, authorization, max_bytes)
+                if self._pool is None:
+                    self._pool = HttpPool(self._base_url, tls=self._tls)
+                return await self._pool.call(
+                    method, path, body, authorization=authorization, max_bytes=max_bytes
+                )
+        except TimeoutError as error:
+            cause = error.__cause__  # the cancellation, which may know more
+            not_sent = isinstance(cause, asyncio.CancelledError) and cause.args == (NOT_SENT,)
+            raise RetryLater("no answer in time", outcome_unknown=not not_sent) from None
+
+    async def close(self) -> None:
+        """End the connections."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.close()
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def _by_session(
+        self, method: str, path: str, body: bytes | None, authorization: str | None, max_bytes: int
+    ) -> Response:
+        """Make a call as ``call`` does, through a proxy or with a name and password in the address."""
+        if self._session is None:
+            self._session = self._open()
+        headers = None
+        if authorization is not None:
+            check_header(authorization)
+            headers = {"Authorization": authorization}
+        try:
+            async with self._session.request(
+                method,
+                self._base_url + path,
+                data=body,
+                headers=headers,
+                proxy=self._proxy,
+                allow_redirects=False,
+            ) as response:
+                found, whole = await read_bounded(response, max_bytes)
+                return Response(response.status, response.headers, found, whole)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             # Refused, no such host, no TLS: the request was not sent.
             raise RetryLater(f"no connection: {type(error).__name__}") from None
         except aiohttp.ClientHttpProxyError as error:
             raise RetryLater(f"the proxy refuses: HTTP {error.status}") from None
-        except TimeoutError:
-            raise RetryLater("no answer in time", outcome_unknown=True) from None
+        except TimeoutError:  # of ``call``, not of the connection
+            raise
         except (aiohttp.ClientError, OSError) as error:
             raise RetryLater(f"connection broke: {type(error).__name__}", outcome_unknown=True) from None
-
-    async def close(self) -> None:
-        """End the session."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
 
     def _open(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(

@@ -16,7 +16,6 @@ from feishu_bot.errors import RetryLater, Undeliverable
 from feishu_bot.platforms.connection import (
     MAX_WAIT_S,
     Connection,
-    Response,
     is_unsure,
     unreadable,
     wait_of,
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
     from feishu_bot.config import NetworkSettings
     from feishu_bot.errors import DeliveryError
+    from feishu_bot.platforms.http_pool import Response
 
 TOKEN_PATH = "/open-apis/auth/v3/tenant_access_token/internal"  # noqa: S105 - a path, no secret
 
