@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Schema = dict[str, Any]
 
-_PARAMETER: Final = re.compile(r"\{(\w+)(?::((?:[^{}]|\{[^{}]*\})*))?\}")
+PARAMETER: Final = re.compile(r"\{(\w+)(?::((?:[^{}]|\{[^{}]*\})*))?\}")
 _PAGES: Final = frozenset(
     {"/", "/login", "/account", "/docs", "/static/{name:.+}", "/openapi.json"}
 )  # for people
@@ -256,7 +256,7 @@ def document(routes: Sequence[web.RouteDef], *, base: str, version: str) -> dict
     """Return the OpenAPI 3.1 document of these routes; pages for people are left out."""
     paths: dict[str, Any] = {}
     for route in routes:
-        path = _PARAMETER.sub(r"{\1}", route.path)
+        path = PARAMETER.sub(r"{\1}", route.path)
         console = route.path.startswith("/admin") and f"GET {path}" not in SHAPES
         if route.method == "GET" and (route.path in _PAGES or console):
             continue
@@ -289,7 +289,7 @@ def _operation(route: web.RouteDef, path: str) -> dict[str, Any]:
     found["description"] = "\n\n".join(filter(None, description))
     found["parameters"] = [
         {"name": name, "in": "path", "required": True, "schema": _INTEGER if "0-9" in pattern else _TEXT}
-        for name, pattern in _PARAMETER.findall(route.path)
+        for name, pattern in PARAMETER.findall(route.path)
     ] + [
         {"name": name, "in": "query", "description": words, "schema": _TEXT}
         for name, words in shape.get("query", {}).items()

@@ -11,6 +11,7 @@ from feishu_bot.store.accounts import Role
 from feishu_bot.web.connections import Connections
 from feishu_bot.web.errors import HttpLog, error_middleware
 from feishu_bot.web.visitors import private_only
+from feishu_bot.web.webhooks import BODY_WITHIN_S, READ_TIMEOUT_S
 
 if TYPE_CHECKING:
     import socket
@@ -56,6 +57,7 @@ class Server:
         listening: Callable[[], Sequence[socket.socket]] | None = None,
         connections: Connections | None = None,
         idle_s: float = IDLE_S,
+        body_s: float = READ_TIMEOUT_S,
     ) -> None:
         self._settings = settings
         self._listening = listening
@@ -68,6 +70,7 @@ class Server:
             client_max_size=settings.max_body_bytes,
             middlewares=[self._connections.middleware, error_middleware, guard],
         )
+        application[BODY_WITHIN_S] = body_s
         application.on_response_prepare.append(_security_headers)
         routes = [
             web.post("/webhook/{account}", webhooks.handle),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 READ_TIMEOUT_S = 10.0  # for a request's body; platforms post from close by
+BODY_WITHIN_S = web.AppKey("body within", float)  # that time, where an application has another
 RECORD_TIMEOUT_S = 2.5  # Feishu gives up after 3 s; then it shall hear "later" rather than nothing
 
 # The same body for every refusal of one kind: a difference would tell an attacker how far he got.
@@ -120,7 +121,7 @@ async def read_body(request: web.Request) -> bytes:
     try:
         if request.content.is_eof():  # all of it has come with the headers: nothing to wait for
             return await request.read()
-        async with asyncio.timeout(READ_TIMEOUT_S):
+        async with asyncio.timeout(request.config_dict.get(BODY_WITHIN_S, READ_TIMEOUT_S)):
             return await request.read()
     except TimeoutError:
         raise web.HTTPRequestTimeout from None

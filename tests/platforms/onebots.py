@@ -23,7 +23,7 @@ from feishu_bot.web.doors import Doors as Web
 from feishu_bot.web.health import Health
 from feishu_bot.web.server import IDLE_S, Server
 from feishu_bot.web.sockets import Sockets
-from feishu_bot.web.webhooks import Webhooks
+from feishu_bot.web.webhooks import READ_TIMEOUT_S, Webhooks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -140,7 +140,12 @@ class Doors:
 
 @asynccontextmanager
 async def doors(
-    platform: OneBot, *, now: float = NOW, idle_s: float = IDLE_S, **limits: Any
+    platform: OneBot,
+    *,
+    now: float = NOW,
+    idle_s: float = IDLE_S,
+    body_s: float = READ_TIMEOUT_S,
+    **limits: Any,
 ) -> AsyncIterator[Doors]:
     record, gate, metrics = Record(), Gate(), Metrics(IntakeCounts(), dict)
     platforms = {platform.account: platform}
@@ -156,6 +161,7 @@ async def doors(
         chat=Nothing(),
         health=Health(metrics, broken=list, degraded=list),
         idle_s=idle_s,
+        body_s=body_s,
     )
     await server.start()
     await platform.start()

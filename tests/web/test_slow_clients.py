@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import aiohttp
 import pytest
@@ -20,6 +21,37 @@ async def test_a_request_whose_headers_never_end_is_closed():
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: ")
         async with asyncio.timeout(20):
             assert await reader.read() == b""
+        writer.close()
+
+
+async def test_headers_that_come_drop_by_drop_are_closed_all_the_same():
+    async with doors(onebot(), idle_s=0.2) as made:
+        reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
+        closed = asyncio.ensure_future(reader.read())
+        async with asyncio.timeout(20):
+            while not closed.done():
+                with suppress(ConnectionError):
+                    writer.write(b"X-Slow: x\r\n")
+                    await writer.drain()
+                await asyncio.wait([closed], timeout=0.05)
+        with suppress(ConnectionError):
+            assert closed.result() == b""
+        writer.close()
+
+
+@pytest.mark.parametrize("length", [b"Content-Length: 1000", b"Transfer-Encoding: chunked"])
+async def test_a_body_that_comes_drop_by_drop_is_408(length):
+    async with doors(onebot(), body_s=0.2) as made:
+        reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
+        writer.write(b"POST /webhook/onebot HTTP/1.1\r\nHost: x\r\n" + length + b"\r\n\r\n")
+        answered = asyncio.ensure_future(reader.readline())
+        async with asyncio.timeout(20):
+            while not answered.done():
+                writer.write(b"1\r\nx\r\n" if b"chunked" in length else b"x")
+                await writer.drain()
+                await asyncio.wait([answered], timeout=0.05)
+        assert answered.result().startswith(b"HTTP/1.1 408")
         writer.close()
 
 
