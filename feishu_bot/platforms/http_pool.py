@@ -284,10 +284,12 @@ class _Line(asyncio.Protocol):
         self._headers.append((name.decode("latin-1"), value.decode("latin-1")))
 
     def on_headers_complete(self) -> None:
-        if self._frame_bytes > MAX_HEAD_BYTES:  # with a piece of the body, or more headers than are taken
-            if sum(len(name) + len(value) for name, value in self._headers) > MAX_HEAD_BYTES:
-                raise ValueError("too long")
-            self._frame_bytes = 0
+        # So much may be a piece of the body too, so what counts are the headers, as they were written.
+        if (
+            self._frame_bytes > MAX_HEAD_BYTES
+            and sum(len(name) + len(value) + 4 for name, value in self._headers) > MAX_HEAD_BYTES
+        ):
+            raise ValueError("too long")
         self._head = head = CIMultiDict(self._headers)
         length = head.get("Content-Length")
         if length is None:
