@@ -278,10 +278,14 @@ class People:
         return str(event["event"]["message"]["message_id"])
 
     async def replies(self, count: int, chat: str | None = None) -> list[str]:
-        """Return the visible texts of a chat once there are ``count``."""
-        await until(
-            lambda: len(self.feishu.texts(chat)) >= count, f"{count} replies, not {self.feishu.texts()}"
-        )
+        """Return the visible texts of a chat once there are ``count``, and none of them is being written."""
+
+        def are_there() -> bool:
+            written = {card.message_id for card in self.feishu.cards.all.values() if card.streaming}
+            seen = [m for m in self.feishu.visible if chat is None or m.chat == chat]
+            return sum(m.message_id not in written for m in seen) >= count
+
+        await until(are_there, f"{count} replies, not {self.feishu.texts()}")
         return self.feishu.texts(chat)
 
 
