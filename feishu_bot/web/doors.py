@@ -53,8 +53,8 @@ class Doors:
         inside: Inside,
     ) -> None:
         self.accounts = Accounts(store, settings)
-        self.pages = Pages(settings.base_path, language)
         self.static = Static()
+        self.pages = Pages(settings.base_path, language, self.static)
         self._chat_view = chat
         self._most = settings.max_body_bytes
         self._conversations = Conversations(store, account)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import re
 from functools import cached_property
 from http.cookies import CookieError
 from mimetypes import guess_type
@@ -24,13 +25,19 @@ if TYPE_CHECKING:
 _HERE: Final = Path(__file__).parent
 _THEMES: Final = ("light", "dark")
 _WORTH_PACKING: Final = 500  # bytes
+_FOR_EVER: Final = "public, max-age=31536000, immutable"
+_IMPORT: Final = re.compile(rb'(\bfrom "\./[\w-]+\.js)"')
 
 
 class Pages:
-    """Renders templates; every page knows ``t`` (its words), ``base``, ``language``, ``theme`` and ``visitor``."""
+    """Renders templates; every page knows ``t`` (its words), ``base``, ``language``, ``theme`` and ``visitor``.
 
-    def __init__(self, base: str, default_language: Callable[[], Language]) -> None:
+    ``static(name)`` is the address of a file in a page.
+    """
+
+    def __init__(self, base: str, default_language: Callable[[], Language], static: Static) -> None:
         self._base = base
+        self._static = static
         self._default = default_language
         self._words: dict[Language, dict[str, str]] = {"zh": words("zh"), "en": words("en")}
 
@@ -38,13 +45,15 @@ class Pages:
     def _environment(self) -> Environment:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415  # when a page is opened
 
-        return Environment(
+        made = Environment(
             loader=FileSystemLoader(_HERE / "templates"),
             autoescape=True,
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
         )
+        made.globals["static"] = lambda name: f"{self._base}/static/{name}?v={self._static.version}"
+        return made
 
     def render(
         self,
@@ -109,13 +118,30 @@ def packed(request: web.Request, body: bytes, content_type: str) -> web.Response
 
 
 class Static:
-    """The files of ``static/``, read once and known by their whole names: no path leads out of there."""
+    """The files of ``static/``, read once and known by their whole names: no path leads out of there.
+
+    Pages and modules name them with ``version``, which stands for what is in all of them: a browser asks for such an
+    address once, and no more until another version is named.
+    """
 
     def __init__(self) -> None:
         folder = _HERE / "static"
-        self._files: Mapping[str, tuple[bytes, bytes, str, str]] = {
-            path.relative_to(folder).as_posix(): _file(path) for path in folder.rglob("*") if path.is_file()
+        bodies = {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
         }
+        whole = hashlib.sha256(b"".join(name.encode() + body for name, body in bodies.items()))
+        self.version = whole.hexdigest()[:12]
+        self._files: Mapping[str, tuple[bytes, bytes, str, str]] = {
+            name: _file(name, self._named(name, body)) for name, body in bodies.items()
+        }
+
+    def _named(self, name: str, body: bytes) -> bytes:
+        """Return a module that names the others as pages do: one under two addresses would be run twice."""
+        if not name.endswith(".js"):
+            return body
+        return _IMPORT.sub(rb'\1?v=%s"' % self.version.encode(), body)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Return a file, or that the browser has it already."""
@@ -123,7 +149,12 @@ class Static:
         if file is None:
             raise web.HTTPNotFound
         plain, small, content_type, tag = file
-        headers = {"ETag": tag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+        is_this = request.query.get("v") == self.version  # another process may serve another version
+        headers = {
+            "ETag": tag,
+            "Cache-Control": _FOR_EVER if is_this else "no-cache",
+            "Vary": "Accept-Encoding",
+        }
         if request.headers.get("If-None-Match") == tag:
             return web.Response(status=304, headers=headers)
         headers["Content-Type"] = content_type
@@ -133,11 +164,8 @@ class Static:
         return web.Response(body=plain, headers=headers)
 
 
-def _file(path: Path) -> tuple[bytes, bytes, str, str]:
-    body = path.read_bytes()
-    kind = (
-        "text/javascript" if path.suffix == ".js" else guess_type(path.name)[0] or "application/octet-stream"
-    )
+def _file(name: str, body: bytes) -> tuple[bytes, bytes, str, str]:
+    kind = "text/javascript" if name.endswith(".js") else guess_type(name)[0] or "application/octet-stream"
     if kind.startswith("text/"):
         kind += "; charset=utf-8"
     small = gzip.compress(body, 9) if len(body) >= _WORTH_PACKING else b""

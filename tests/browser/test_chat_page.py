@@ -423,6 +423,41 @@ async def test_the_first_page_is_small(bot):
     assert total < 100_000
 
 
+LOADED = """() => {
+    const page = performance.getEntriesByType("navigation")[0];
+    return performance.getEntriesByType("resource").map((one) => ({
+        path: new URL(one.name).pathname,
+        early: one.startTime < page.domInteractive,
+        bytes: one.transferSize,
+    }));
+}"""
+
+
+@pytest.mark.parametrize(("path", "files"), [("/", 9), ("/admin", 5)])
+async def test_until_a_page_is_ready_only_its_files_are_asked_for_and_each_once(
+    chromium, bots, sqlite_url, path, files
+):
+    bot = await bots.start(configuration(sqlite_url))
+    await add_accounts(sqlite_url, ada="admin")
+    async with chromium.visitor(bot) as ada:
+        page = await ada.log_in("ada", "/account")
+        await page.goto(bot.url + path)
+        await page.wait_for_load_state("networkidle")
+        first = await page.evaluate(LOADED)
+        own = [one for one in first if one["path"].startswith("/static/")]
+        asked = [one["path"] for one in own if one["bytes"]]
+        assert len(asked) == len(set(asked))
+        assert len({one["path"] for one in own}) == files
+        assert [one for one in first if one["early"] and one not in own] == [], (
+            "no call comes before the page"
+        )
+        await page.goto(bot.url + "/account")
+        await page.goto(bot.url + path)
+        await page.wait_for_load_state("networkidle")
+        again = [one for one in await page.evaluate(LOADED) if one["path"].startswith("/static/")]
+        assert sum(one["bytes"] for one in again) == 0, "what is there already is not asked for again"
+
+
 async def test_the_page_of_the_api_needs_nothing_from_elsewhere(visitor):
     page = await visitor.open("/docs")
     assert await page.locator("details").count() > 20
