@@ -24,10 +24,11 @@ class BoundedConnection(Connection):
 
     _most: int | None = None
 
-    def query(self, sql: str | bytes, unbuffered: bool = False) -> int:  # noqa: FBT001, FBT002  # the driver's signature
+    def query(self, sql: str | bytes | bytearray, unbuffered: bool = False) -> int:  # noqa: FBT001, FBT002  # the driver's signature
         """Send a statement with its values in it."""
         if len(sql) > _ALWAYS_TAKEN:
-            self._check(sql if isinstance(sql, bytes) else sql.encode(self.encoding, "surrogateescape"))
+            # Rows that are stored together come as a bytearray.
+            self._check(sql.encode(self.encoding, "surrogateescape") if isinstance(sql, str) else sql)
         return super().query(sql, unbuffered)
 
     def _create_ssl_ctx(self, sslp: ssl.SSLContext | dict[str, Any]) -> ssl.SSLContext:
@@ -36,7 +37,7 @@ class BoundedConnection(Connection):
             return made
         return _unverified()
 
-    def _check(self, sql: bytes) -> None:
+    def _check(self, sql: bytes | bytearray) -> None:
         if self._most is None:  # it holds as long as the connection
             with self.cursor() as cursor:
                 cursor.execute("SELECT @@max_allowed_packet")

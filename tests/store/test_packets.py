@@ -84,6 +84,18 @@ def test_the_library_says_that_it_is_too_large_and_goes_on(mariadb_url, most):
     manager.close()
 
 
+def test_rows_stored_together_are_counted_too(mariadb_url, most):
+    engine = open_engine(mariadb_url)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("CREATE TEMPORARY TABLE words (word LONGTEXT)")
+        insert = "INSERT INTO words (word) VALUES (%s)"
+        connection.exec_driver_sql(insert, [("x" * 2**18,), ("y" * 2**18,)])
+        with pytest.raises(DataError, match="max_allowed_packet"):
+            connection.exec_driver_sql(insert, [("x" * most,), ("y",)])
+        assert connection.exec_driver_sql("SELECT count(*) FROM words").scalar() == 2
+    engine.dispose()
+
+
 def test_connections_that_verify_nothing_encrypt_with_the_same_and_others_with_what_they_ask_for():
     one, other = (BoundedConnection(defer_connect=True) for _ in range(2))
     assert one.ctx is other.ctx
