@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
+import sys
 import time
 from contextlib import suppress
 from functools import partial
@@ -434,7 +436,8 @@ class App:
         def on_signal() -> None:
             if stopping.is_set() and not self._process.supervised:
                 log.warning("stopped at once by a second signal")
-                raise SystemExit(1)
+                sys.stderr.flush()
+                os._exit(1)  # nothing is tidied up: what was promised is on disk
             stopping.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
+from feishu_bot import event_loop
 from feishu_bot.ai.tokens import warm
 from feishu_bot.app import App
 from feishu_bot.errors import BotError, ConfigError
@@ -399,7 +400,7 @@ def _work(loaded: Loaded, process: Process, channel: socket.socket) -> int:
         await App(loaded.settings, process).run(ready=tell_ready, stopping=stopping)
 
     try:
-        asyncio.run(serve())
+        event_loop.run(serve())
     except ConfigError as error:
         say(failed="; ".join(error.mistakes))
         return 2

@@ -56,7 +56,19 @@ LAYERS: list[tuple[frozenset[str], bool]] = [
     ),
     (frozenset({"web"}), TOGETHER),
     (
-        frozenset({"app", "cli", "operation", "reference", "reload", "supervisor", "terminal", "__main__"}),
+        frozenset(
+            {
+                "app",
+                "cli",
+                "event_loop",
+                "operation",
+                "reference",
+                "reload",
+                "supervisor",
+                "terminal",
+                "__main__",
+            }
+        ),
         TOGETHER,
     ),
     (frozenset({"testing"}), TOGETHER),  # ships with the product, is no part of the server

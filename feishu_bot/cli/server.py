@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import os
 import sys
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from feishu_bot import log
+from feishu_bot import event_loop, log
 from feishu_bot.cli.shared import config_option, json_option, load_config
 from feishu_bot.config import commented_config
 from feishu_bot.errors import ConfigError
@@ -77,7 +76,7 @@ def run(
             origins=loaded.origins,
             lease_ms=round(lease_s * 1000),
         )
-        asyncio.run(App(loaded.settings, process).run(ready=_say_where))
+        event_loop.run(App(loaded.settings, process).run(ready=_say_where))
     finally:
         logging.close()
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import socket
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiohttp import web
 
@@ -63,8 +63,7 @@ class _Refusing(asyncio.Protocol):
     """A connection that is ended as soon as it is there."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if isinstance(transport, asyncio.WriteTransport):
-            transport.abort()
+        cast("asyncio.Transport", transport).abort()  # not by isinstance: of uvloop it is none
 
 
 class Connections:

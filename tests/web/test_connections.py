@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
 from aiohttp import web
 
+from feishu_bot import event_loop
 from feishu_bot.web.connections import AT_ONCE, Connections, most_connections
 from tests.platforms.onebots import until
 
@@ -93,6 +95,34 @@ async def test_thousands_at_once_leave_no_more_than_are_allowed_and_a_request_is
             assert await response.text() == "here"
         # Those of one turn of the event loop are taken before any of them is counted.
         await until(lambda: len(server.connections) <= 50 + AT_ONCE)
+
+
+def test_a_flood_on_the_servers_own_loop_leaves_no_more_than_are_allowed_and_refuses_in_earnest():
+    async def flood() -> tuple[int, bytes]:
+        async with serving(20) as (url, server, go_on, seen), aiohttp.ClientSession() as http:
+            where = ("127.0.0.1", int(url.rpartition(":")[2]))
+            strangers = [
+                socket.create_connection(where) for _ in range(100)
+            ]  # the loop does not turn meanwhile
+            most = 0
+            for _ in range(300):
+                await asyncio.sleep(0)
+                most = max(most, len(server.connections))
+            for stranger in strangers:
+                stranger.close()
+            asked = [asyncio.ensure_future(http.get(f"{url}/wait")) for _ in range(20)]
+            await until(lambda: seen[0] == 20)
+            reader, writer = await asyncio.open_connection(*where)
+            said = await asyncio.wait_for(reader.read(), 20)
+            writer.close()
+            go_on.set()
+            for answer in asked:
+                (await answer).close()
+        return most, said
+
+    most, said = event_loop.run(flood())
+    assert 10 < most <= 20 + AT_ONCE
+    assert said == b"", "the connection that is one too many is ended"
 
 
 async def test_requests_that_are_being_answered_make_room_for_nobody(visitors, caplog):
