@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
-import sys
+from functools import partial
 
 import pytest
-import yaml
 
-from feishu_bot.cli import main
 from feishu_bot.passwords import hash_password, is_right
 from feishu_bot.store import accounts
 from tests.stores import opened
 
 
 @pytest.fixture
-def bot(tmp_path, monkeypatch, capsys, sqlite_url):
-    """Run a command on a database; returns exit code, stdout and stderr."""
-
-    def run(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
-        config = tmp_path / "config.yaml"
-        config.write_text(yaml.safe_dump({"ai": {"conversation_persistence": {"db_url": sqlite_url}}}))
-        monkeypatch.setattr(sys, "argv", ["bot.py", *arguments, "--config", str(config)])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        try:
-            main()
-            code = 0
-        except SystemExit as leaving:
-            code = leaving.code
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+def bot(typed, sqlite_url):
+    return partial(typed, sqlite_url)
 
 
 def read(url, function):

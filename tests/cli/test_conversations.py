@@ -5,14 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
-import yaml
 from sqlalchemy import insert, update
 
-from feishu_bot.cli import main
 from feishu_bot.store.conversations import append, get_or_create
 from feishu_bot.store.schema import messages, usage
 from feishu_bot.store.transactions import Transactions
@@ -30,22 +28,8 @@ def database(db_url):
 
 
 @pytest.fixture
-def bot(db_url, tmp_path, monkeypatch, capsysbinary):
-    """Run a command; returns exit code, stdout and stderr."""
-    config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump({"ai": {"conversation_persistence": {"db_url": db_url}}}))
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["bot.py", *map(str, arguments), "--config", str(config)])
-        try:
-            main()
-            code = 0
-        except SystemExit as leaving:
-            code = leaving.code
-        out, err = capsysbinary.readouterr()
-        return code, out.decode(), err.decode()
-
-    return run
+def bot(typed, db_url):
+    return partial(typed, db_url)
 
 
 def say(database, user_key, *said, at=NOON):

@@ -8,10 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from sqlalchemy import text
 
-from feishu_bot.cli import main
 from feishu_bot.store.engine import open_engine
 from tests.filled import TEXTS, contents, fill, is_empty
 
@@ -19,23 +17,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
-def bot(tmp_path, monkeypatch, capsys):
-    """Run a command on a database; returns exit code, stdout and stderr."""
-
-    def run(url: str, *arguments: str) -> tuple[int, str, str]:
-        config = tmp_path / "config.yaml"
-        persistence = {"db_url": url}
-        config.write_text(yaml.safe_dump({"ai": {"conversation_persistence": persistence}}))
-        monkeypatch.setattr(sys, "argv", ["bot.py", *arguments, "--config", str(config)])
-        try:
-            main()
-            code = 0
-        except SystemExit as leaving:
-            code = leaving.code
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
+def bot(typed):
+    return typed
 
 
 def test_a_backup_is_written_where_the_configuration_says_and_restored(db_url, tmp_path, bot):

@@ -19,18 +19,7 @@ from feishu_bot.store.accounts import (
     Role,
     network_of,
 )
-from tests.stores import Clock, opened
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def store(db_url, clock):
-    async with opened(db_url, clock) as made:
-        yield made
+from tests.stores import opened
 
 
 def call(name, *arguments, **keywords):

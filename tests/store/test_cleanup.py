@@ -26,20 +26,9 @@ from feishu_bot.store.schema import (
     usage,
 )
 from feishu_bot.store.work import LEASE_MS, Arrival, Lease, NewMessage, Outcome, Work
-from tests.stores import DAY, HOUR, NOON, Clock, count, opened, put, put_conversations, rows
+from tests.stores import DAY, HOUR, NOON, count, opened, put, put_conversations, rows
 
 LANE = "user:web:private:u1"  # of the first conversation of put_conversations
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
-async def store(db_url, clock):
-    async with opened(db_url, clock) as store:
-        yield store
 
 
 async def receive(store, *keys, lane=LANE, state="open", **message):

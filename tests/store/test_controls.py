@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-
 from feishu_bot.store import controls, leases
 from feishu_bot.store.controls import ALL, MODELS, Pause, account_target
 from feishu_bot.store.leases import Owner
-from tests.stores import HOUR, Clock, opened
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def store(db_url, clock):
-    async with opened(db_url, clock) as made:
-        yield made
+from tests.stores import HOUR
 
 
 async def test_a_pause_holds_its_account_until_it_is_resumed(store, clock):

@@ -9,21 +9,10 @@ import pytest
 from feishu_bot.store import jobs, leases
 from feishu_bot.store.leases import Owner
 from feishu_bot.store.schema import job_runs, processes
-from tests.stores import DAY, HOUR, NOON, Clock, opened, rows
+from tests.stores import DAY, HOUR, NOON, opened, rows
 
 FIRE = NOON - 9 * HOUR
 ELSEWHERE = Owner("other-host/boot/1", 7, "77")
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
-async def store(db_url, clock):
-    async with opened(db_url, clock) as store:
-        yield store
 
 
 def name(owner, token="t"):

@@ -10,18 +10,6 @@ from feishu_bot.store import conversations, own, threads
 from feishu_bot.store.answers import event_key_of
 from feishu_bot.store.inbox import receive
 from feishu_bot.store.work import Arrival, NewMessage
-from tests.stores import Clock, opened
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def store(db_url, clock):
-    async with opened(db_url, clock) as made:
-        yield made
 
 
 async def talk(store, clock, name, *texts):

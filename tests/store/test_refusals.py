@@ -7,13 +7,6 @@ import itertools
 import pytest
 
 from feishu_bot.store.refusals import note, refuses
-from tests.stores import Clock, opened
-
-
-@pytest.fixture
-async def store(db_url):
-    async with opened(db_url, Clock()) as made:
-        yield made
 
 
 async def said(store, *changes, account="qq", chat="U"):

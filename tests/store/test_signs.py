@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
-
 from feishu_bot.store import signs
 from feishu_bot.store.leases import STALE_MS
 from feishu_bot.store.signs import Sign
-from tests.stores import HOUR, Clock, opened
+from tests.stores import HOUR
 
 GONE = "elsewhere/boot/1|7|9"
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def store(db_url, clock):
-    async with opened(db_url, clock) as made:
-        yield made
 
 
 async def put_up(store, sign, owner):
