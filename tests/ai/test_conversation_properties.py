@@ -18,6 +18,7 @@ from feishu_bot.ai.conversation_store import (
     PersistentConversationManager,
 )
 from feishu_bot.store import inspection
+from tests.sizes import FULL_SIZE
 
 # Whatever can be stored: no NUL and no lone surrogate.
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
@@ -226,7 +227,9 @@ class Operations(RuleBasedStateMachine):
 
 
 def test_any_sequence_of_operations_leaves_everything_consistent(db_url):
-    examples = 40 if db_url.startswith("sqlite") else 8  # a server takes ten times as long
+    examples = 30 if db_url.startswith("sqlite") else 6  # a server takes ten times as long
+    if FULL_SIZE:
+        examples *= 10
     with PersistentConversationManager(db_url) as manager:
         machine = type("Operations", (Operations,), {"manager": manager})
         machine.TestCase.settings = settings(
