@@ -18,6 +18,7 @@ from feishu_bot.web.words import Language, words
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from aiohttp.typedefs import Handler, Middleware
     from jinja2 import Environment
 
     from feishu_bot.web.accounts import Visitor
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _HERE: Final = Path(__file__).parent
 _THEMES: Final = ("light", "dark")
 _WORTH_PACKING: Final = 500  # bytes
+_TOLD: Final = frozenset({400, 404, 500, 503})
 _FOR_EVER: Final = "public, max-age=31536000, immutable"
 _IMPORT: Final = re.compile(rb'(\bfrom "\./[\w-]+\.js)"')
 
@@ -99,6 +101,24 @@ class Pages:
     async def refused(self, request: web.Request, reason: str) -> web.StreamResponse:
         """Return the page that says why another one is not shown; ``reason`` is the key of a sentence."""
         return self.render(request, "refused.html", status=403, reason=reason)
+
+
+def page_errors(pages: Pages) -> Middleware:
+    """Return a middleware that tells people in a page of their language what programs are told in JSON."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        response = await handler(request)
+        if response.status not in _TOLD or request.method != "GET":
+            return response
+        if response.prepared or "text/html" not in request.headers.get("Accept", ""):
+            return response
+        told = pages.render(request, "error.html", status=response.status, about=str(response.status))
+        if "Retry-After" in response.headers:
+            told.headers["Retry-After"] = response.headers["Retry-After"]
+        return told
+
+    return middleware
 
 
 def _cookie(request: web.Request, name: str) -> str | None:

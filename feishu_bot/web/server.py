@@ -10,6 +10,7 @@ from aiohttp import web
 from feishu_bot.store.accounts import Role
 from feishu_bot.web.connections import Connections
 from feishu_bot.web.errors import HttpLog, error_middleware
+from feishu_bot.web.pages import page_errors
 from feishu_bot.web.visitors import private_only
 from feishu_bot.web.webhooks import BODY_WITHIN_S, READ_TIMEOUT_S
 
@@ -68,7 +69,7 @@ class Server:
         )
         application = web.Application(
             client_max_size=settings.max_body_bytes,
-            middlewares=[self._connections.middleware, error_middleware, guard],
+            middlewares=[self._connections.middleware, page_errors(doors.pages), error_middleware, guard],
         )
         application[BODY_WITHIN_S] = body_s
         application.on_response_prepare.append(_security_headers)

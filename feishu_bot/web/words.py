@@ -36,7 +36,17 @@ WORDS: Final[dict[str, tuple[str, str]]] = {
     "login_later": ("尝试次数过多，请在 {minutes} 分钟后再试。", "Too many attempts; try again in {minutes} minutes."),
     # a page that is not shown
     "refused": ("无法访问", "Not for you"),
-    "not_found": ("没有这个页面", "There is no such page"),
+    "error_400": ("无法理解此地址", "This address says nothing"),
+    "error_400_lead": ("地址中的某个值不正确。", "Something in the address is not as it should be."),
+    "error_404": ("没有这个页面", "There is no such page"),
+    "error_404_lead": ("它可能已被删除，或者地址有误。", "It may have been removed, or the address is wrong."),
+    "error_500": ("服务器出错了", "Something went wrong"),
+    "error_500_lead": ("详情见服务器日志。", "The server's log says what."),
+    "error_503": ("暂时不可用", "Not now"),
+    "error_503_lead": (
+        "数据库暂时无法访问，没有内容丢失，请稍后再试。",
+        "The database cannot be reached for the moment. Nothing is lost; try again soon.",
+    ),
     "how_first": (
         "还没有账号。请先在服务器上创建一个；没有账号时，只能在服务器本机不经代理打开 http://127.0.0.1:<端口>/ 使用聊天。",
         "There is no account yet. Add one on the server; without any, the chat answers only on that machine itself, as http://127.0.0.1:<port>/ and without a proxy before it.",

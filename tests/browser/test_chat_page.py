@@ -92,6 +92,7 @@ async def test_after_the_login_one_sees_ones_own_and_leaves_again(chromium, bots
         await account.fill("[name=label]", "for <b>tests</b>")
         await account.click("#make-token button")
         await account.locator("#token code").wait_for()
+        assert await account.inner_text("#copy") == "Copy"
         assert len(await account.inner_text("#token code")) > 40
         assert "for <b>tests</b>" in await account.inner_text("#tokens")
         await account.click("[data-do=logout]")
@@ -302,18 +303,48 @@ async def test_a_command_answers_without_becoming_part_of_the_conversation(visit
     await page.locator(".message.note").wait_for()
     assert "/history" in await page.inner_text(".message.note")
     await ask(page, "one")
+    await say(page, "/whoami")
+    await page.locator(".message.note").nth(1).wait_for()
+    await ask(page, "two")
+    shown = await texts(page)
+    assert [text for text in shown if not text.startswith("/") and len(text) < 20] == [
+        "one",
+        "echo: one",
+        "two",
+        "echo: two",
+    ]
+    assert shown.index("/whoami") < shown.index("two"), "what was answered stays where it was"
     await say(page, "/new")
     await page.wait_for_function("() => location.search === ''")
 
 
 async def test_a_failed_answer_is_told_and_can_be_tried_again(visitor, model):
-    model.default = Behaviour("status", status=401)
     page = await visitor.open()
+    await ask(page, "one")
+    model.default = Behaviour("status", status=401)
     await say(page, "hello")
     await page.locator(".message.problem").wait_for()
+    await page.locator(".message.user[data-id]").nth(1).wait_for()
+    assert (await texts(page)).count("hello") == 1, "what is stored without an answer is shown once"
     model.default = Behaviour(text="better now")
     await page.get_by_role("button", name="Try again").click()
     await page.get_by_text("better now").wait_for()
+
+
+async def test_an_agent_that_was_chosen_answers_until_another_is(chromium, bots, sqlite_url, model):
+    bot = await bots.start(
+        configuration(sqlite_url, model=model, ai={"agents": {"poet": {"system_prompt": "In verse."}}})
+    )
+    async with chromium.visitor(bot) as visitor:
+        page = await visitor.open()
+        await ask(page, "one")
+        await page.select_option("#agent", "poet")
+        for text in ("two", "three"):
+            await ask(page, text)
+            assert await page.input_value("#agent") == "poet"
+            assert "In verse." in str(model.requests[-1].body)
+        await page.click("#new")
+        assert await page.input_value("#agent") == "default"
 
 
 async def test_files_and_pictures_go_along(visitor, model, tmp_path):

@@ -10,6 +10,7 @@ const phone = matchMedia("(max-width: 46rem)");
 const numbers = new Intl.NumberFormat(document.documentElement.lang);
 const others = new BroadcastChannel("feishu-bot-chat"); // further tabs of this browser
 const running = new Map(); // request id -> what is being answered, also of conversations that are not in sight
+const chosen = new Map(); // conversation -> the agent that was chosen here for what is asked next
 let open = null; // the conversation in sight; null: a new one
 let visit = 0; // counts what is in sight, so that what comes late finds out
 
@@ -36,7 +37,10 @@ async function show(conversation, message = null, { push = true } = {}) {
     head(item);
     for (const run of running.values()) if (run.conversation === conversation) place(run);
   } catch (error) {
-    if (mine === visit) notice(error.status === 404 ? t.gone : error.message);
+    if (mine === visit) {
+      notice(error.status === 404 ? t.gone : error.message);
+      $("actions").hidden = true;
+    }
   }
   buttons();
   if (!phone.matches) $("text").focus();
@@ -50,7 +54,7 @@ function head(item) {
   if (item?.message_count) {
     $("meter").append(make("span", { className: "long" }, `${fill(t.messages_count, { n: numbers.format(item.message_count) })} · `), fill(t.tokens, { n: numbers.format(item.total_tokens) }));
   }
-  $("agent").value = item?.agent ?? $("agent").options[0]?.value ?? "";
+  $("agent").value = chosen.get(open) ?? item?.agent ?? $("agent").options[0]?.value ?? "";
 }
 
 function notice(text) {
@@ -108,7 +112,7 @@ async function follow(run) {
     await finish(run, answer);
   } catch (error) {
     running.delete(run.id);
-    fail(run, error);
+    await fail(run, error);
   }
   $("status").textContent = t.answered;
   buttons();
@@ -119,8 +123,7 @@ async function finish(run, answer) {
   run.words.classList.remove("writing");
   run.words.setAttribute("aria-busy", "false");
   if (answer.status === "paused") {
-    run.bot.className = "message note";
-    run.words.textContent = answer.message || t.paused;
+    asNote(run, answer.message || t.paused);
     return;
   }
   dress(run.words, answer.html ?? "");
@@ -136,6 +139,8 @@ async function finish(run, answer) {
   if (!wasOpen) return;
   if (open === null) {
     open = messages.conversation = answer.conversation_id;
+    if (chosen.has(null)) chosen.set(open, chosen.get(null));
+    chosen.delete(null);
     history.replaceState({}, "", `${base}/?c=${open}`);
   }
   sidebar.mark(open);
@@ -151,16 +156,26 @@ async function finish(run, answer) {
 function asNote(run, text) {
   run.bot.className = "message note";
   run.words.textContent = text;
+  settle(run);
 }
 
-function fail(run, error) {
+/** What stays as it is keeps its place: what is stored later comes after it. */
+function settle(run) {
+  for (const element of [run.user, run.bot]) delete element.dataset.request;
+}
+
+async function fail(run, error) {
   run.bot.className = "message note problem";
   run.words.setAttribute("aria-busy", "false");
   run.words.textContent = error.message || t.failed;
   const again = make("button", { type: "button" }, icon("again"), t.try_again);
   again.addEventListener("click", () => { run.user.remove(); run.bot.remove(); send(run.message, run.files ?? []); });
   run.bot.append(again);
-  if (run.conversation === open) messages.catchUp().catch(() => null);
+  if (run.conversation === open) {
+    const stored = await messages.catchUp().catch(() => []);
+    if (stored.some((element) => element.classList.contains("user"))) run.user.remove();
+  }
+  settle(run);
 }
 
 const here = () => [...running.values()].filter((run) => run.conversation === open);
@@ -267,6 +282,7 @@ $("close-menu").addEventListener("click", () => { closeMenu(); $("menu").focus()
 $("shade").addEventListener("click", closeMenu);
 $("new").addEventListener("click", () => { closeMenu(); show(null); $("text").focus(); });
 $("stop").addEventListener("click", stop);
+$("agent").addEventListener("change", () => chosen.set(open, $("agent").value));
 $("to-end").addEventListener("click", () => { messages.newer ? messages.open(open) : toEnd(); });
 $("dialog-no").addEventListener("click", () => $("dialog").close());
 
