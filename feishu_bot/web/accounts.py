@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 COOKIE: Final = "session"
 CSRF_HEADER: Final = "X-CSRFToken"
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+# Where more than one of these stands, the first of this list is the one that is meant: the others are for old servers.
+_BROWSERS: Final = (("Edg/", "Edge"), ("OPR/", "Opera"), ("Firefox/", "Firefox"), ("FxiOS/", "Firefox"), ("CriOS/", "Chrome"),
+                    ("Chrome/", "Chrome"), ("Version/", "Safari"))  # fmt: skip
+_SYSTEMS: Final = (("Windows", "Windows"), ("Android", "Android"), ("iPhone", "iPhone"), ("iPad", "iPad"),
+                   ("Mac OS X", "macOS"), ("CrOS", "ChromeOS"), ("Linux", "Linux"))  # fmt: skip
 _BEARER: Final = "bearer "
 _LOG_IN: Final = "log in at /login, or send a token: Authorization: Bearer …"
 
@@ -249,6 +254,16 @@ def unsigned(key: bytes, value: str) -> str | None:
 def csrf_token(key: bytes, whose: str) -> str:
     """Return the token that changes of this session, or of this proxy's user, have to bring."""
     return _mac(key, "csrf", whose)
+
+
+def browser_of(label: str) -> str:
+    """Return a browser as people call it, from what it says of itself; anything else as it is."""
+    name = next(((said, told) for said, told in _BROWSERS if said in label), None)
+    system = next((told for said, told in _SYSTEMS if said in label), None)
+    if not label.startswith("Mozilla/") or name is None or system is None:
+        return label
+    version = label.split(name[0], 1)[1].partition(".")[0]
+    return f"{name[1]} {version} · {system}" if version.isdecimal() else label
 
 
 def is_same_origin(request: web.Request) -> bool:

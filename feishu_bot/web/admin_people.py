@@ -13,7 +13,7 @@ from aiohttp import web
 from feishu_bot.errors import BadPayload, OrderRefused
 from feishu_bot.store import accounts, console
 from feishu_bot.store.accounts import API, SESSION, Role
-from feishu_bot.web.accounts import VISITOR
+from feishu_bot.web.accounts import VISITOR, browser_of
 from feishu_bot.web.admin import listing, page_of
 from feishu_bot.web.errors import error_response
 from feishu_bot.web.login import MAX_LABEL
@@ -59,7 +59,9 @@ class People:
         shown = listing(people, page, number)
         more = listing(tokens, page, number)
         shown["next"] = shown["next"] or more["next"]
-        return self._desk.render(request, "people", tokens=more["rows"], roles=list(Role), **shown)
+        return self._desk.render(
+            request, "people", tokens=more["rows"], browser=browser_of, roles=list(Role), **shown
+        )
 
     async def person(self, request: web.Request) -> web.StreamResponse:
         """Show one account with what stands for it, and what may be done to it."""
@@ -81,6 +83,7 @@ class People:
             tokens=tokens,
             roles=list(Role),
             most=MAX_LABEL,
+            browser=browser_of,
         )
 
     # ---------------------------------------------------------------------------------------------- orders

@@ -15,7 +15,7 @@ from feishu_bot.passwords import hash_password, is_right
 from feishu_bot.platforms.base import parse_json
 from feishu_bot.store import accounts as store_accounts
 from feishu_bot.store.accounts import API, SESSION, Account, Token
-from feishu_bot.web.accounts import COOKIE, VISITOR, Visitor, is_same_origin, unsigned
+from feishu_bot.web.accounts import COOKIE, VISITOR, Visitor, browser_of, is_same_origin, unsigned
 from feishu_bot.web.errors import error_response, json_response
 from feishu_bot.web.webhooks import read_body
 
@@ -203,6 +203,7 @@ def _token_json(token: Token) -> dict[str, Any]:
     return {
         "id": token.id,
         "label": token.label,
+        "told": browser_of(token.label) if token.kind == SESSION else token.label,
         "address": token.address,
         "created_at": _iso(token.created_at),
         "used_at": _iso(token.used_at),

@@ -90,7 +90,9 @@ SCHEMAS: Final[dict[str, Schema]] = {
         timestamp=_INSTANT,
         snippet={"type": "array", "items": _object(text=_TEXT, hit={"type": "boolean"})},
     ),
-    "Token": _object(id=_INTEGER, label=_TEXT, address=_TEXT, created_at=_INSTANT, used_at=_INSTANT),
+    "Token": _object(
+        id=_INTEGER, label=_TEXT, told=_TEXT, address=_TEXT, created_at=_INSTANT, used_at=_INSTANT
+    ),
 }
 
 _FILE: Final = _object("name data", name=_TEXT, data={"type": "string", "contentEncoding": "base64"})

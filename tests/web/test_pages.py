@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from feishu_bot.web.accounts import browser_of
 from feishu_bot.web.admin_words import console_words
 from feishu_bot.web.words import words
 from tests.e2e.bots import configuration
@@ -47,3 +48,24 @@ async def test_people_are_told_in_a_page_what_programs_are_told_in_json(bots, sq
         assert (await ada.ask("DELETE", "/conversations/99", headers=browsers))[1]["error"][
             "code"
         ] == "not_found"
+
+
+_WEBKIT = "AppleWebKit/537.36 (KHTML, like Gecko)"
+
+
+@pytest.mark.parametrize(
+    ("label", "told"),
+    [
+        (f"Mozilla/5.0 (X11; Linux x86_64) {_WEBKIT} Chrome/140.0.0.0 Safari/537.36", "Chrome 140 · Linux"),
+        (f"Mozilla/5.0 (Windows NT 10.0; Win64; x64) {_WEBKIT} Chrome/140.0 Safari/537.36 Edg/141.0", "Edge 141 · Windows"),
+        (f"Mozilla/5.0 (Linux; Android 15; Pixel 9) {_WEBKIT} Chrome/140.0 Mobile Safari/537.36", "Chrome 140 · Android"),
+        (f"Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) {_WEBKIT} Version/18.0 Safari/604.1", "Safari 18 · iPhone"),
+        ("Mozilla/5.0 (Macintosh; Intel Mac OS X 10.15; rv:143.0) Gecko/20100101 Firefox/143.0", "Firefox 143 · macOS"),
+        ("Mozilla/5.0 <script>", "Mozilla/5.0 <script>"),
+        ("nightly report", "nightly report"),
+        ("", ""),
+    ],
+    ids=["chrome", "edge", "android", "iphone", "firefox", "markup", "label", "empty"],
+)  # fmt: skip
+def test_a_session_is_told_by_its_browser(label, told):
+    assert browser_of(label) == told

@@ -1,7 +1,7 @@
 import { $, api, copyText, instant, make, t } from "./page.js";
 
 function row(item, action, word) {
-  const button = make("button", { type: "button", className: "danger quiet", "aria-label": `${word}: ${item.label}` }, word);
+  const button = make("button", { type: "button", className: "danger quiet", "aria-label": `${word}: ${item.told}` }, word);
   button.addEventListener("click", async () => {
     await api("DELETE", `${action}/${item.id}`).catch(() => null);
     if (item.current) location.reload();
@@ -9,7 +9,7 @@ function row(item, action, word) {
   });
   const about = make("span", { className: "muted" }, [item.address, `${t.last_used}: ${instant(item.used_at)}`].filter(Boolean).join(" · "));
   const badge = item.current ? make("span", { className: "badge" }, t.this_session) : null;
-  return make("li", {}, make("div", { className: "grow" }, make("strong", {}, item.label || "–"), " ", badge, make("br"), about), button);
+  return make("li", {}, make("div", { className: "grow" }, make("strong", { title: item.label }, item.told || "–"), " ", badge, make("br"), about), button);
 }
 
 async function show() {
