@@ -33,6 +33,9 @@ LOOK_S: Final = 60.0  # how often a server is asked for its tools: they may have
 CONNECT_S: Final = 30.0
 MAX_TOOLS: Final = 200  # of one server
 MAX_SCHEMA_BYTES: Final = 32_768  # of one tool
+_AGAIN_S: Final = (
+    10.0  # before the end is asked for again: the library gives a program some seconds to end by itself
+)
 _PAUSES_S: Final = (1.0, 2.0, 5.0, 15.0, 60.0)  # before it is tried again
 _MAX_STDERR_BYTES: Final = 1 << 20
 _MAX_NAME: Final = 64
@@ -112,10 +115,15 @@ class _Server:
         self._look = asyncio.Event()
         self._reason = "not connected yet"
         self._left_out: list[str] = []
+        self._stopping = False
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"mcp {name}")
 
     async def stop(self) -> None:
-        self._task.cancel()
+        """End the program, or close the connection."""
+        self._stopping = True
+        while not self._task.done():  # the client's library may take a cancellation for a lost connection
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=_AGAIN_S)
         await asyncio.gather(self._task, return_exceptions=True)
 
     def problems(self) -> list[str]:
@@ -130,7 +138,7 @@ class _Server:
         """Be connected. Whatever the server or its client's library does wrong ends here, and is tried again."""
         tried = 0
         with tempfile.TemporaryFile("w+", errors="replace") as stderr:
-            while True:
+            while not self._stopping:
                 try:
                     async with AsyncExitStack() as stack:
                         async with asyncio.timeout(CONNECT_S):
@@ -148,7 +156,8 @@ class _Server:
                 finally:
                     self._client = None
                     self._connected.clear()
-                await self._sleep(_PAUSES_S[min(tried, len(_PAUSES_S) - 1)])
+                if not self._stopping:
+                    await self._sleep(_PAUSES_S[min(tried, len(_PAUSES_S) - 1)])
                 tried += 1
 
     async def _connect(self, stack: AsyncExitStack, stderr: Any) -> Any:

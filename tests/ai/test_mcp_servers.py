@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from feishu_bot.ai import mcp_servers
 from feishu_bot.ai.chat_model import ToolCall
-from feishu_bot.ai.mcp_servers import McpServers, check_servers
+from feishu_bot.ai.mcp_servers import McpServers, _Server, check_servers
 from feishu_bot.config import McpServerSettings, load
 from feishu_bot.errors import ConfigError
-from tests.e2e.bots import free_port, until
+from tests.e2e.bots import PATIENCE_S, free_port, until
 
 SERVER = str(Path(__file__).parent / "tool_server.py")
 SHOP = {"command": sys.executable, "args": (SERVER,)}
@@ -116,6 +117,30 @@ async def test_a_program_that_cannot_be_started_is_a_problem_with_its_reason(con
     assert mute.startswith("mcp server mute is not connected: ")
     assert "3, says" in await run(servers, "shop_price", '{"article": "tea"}')
     assert 15.0 in clock.waits
+
+
+@pytest.mark.parametrize("ends", ["as a lost connection", "not at all"])
+async def test_stopping_ends_also_where_the_clients_library_keeps_a_cancellation_to_itself(
+    connect, monkeypatch, ends
+):
+    tries = []
+
+    async def connects(server, stack, stderr):
+        tries.append(server)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if ends == "as a lost connection":
+                raise OSError("gone") from None
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(_Server, "_connect", connects)
+    monkeypatch.setattr(mcp_servers, "_AGAIN_S", 0.05)
+    servers = await connect(shop=SHOP)
+    await until(lambda: tries, "the first try")
+    async with asyncio.timeout(PATIENCE_S):
+        await servers.stop()
+    assert len(tries) == 1
 
 
 async def test_only_the_tools_that_are_chosen_are_there(connect):
