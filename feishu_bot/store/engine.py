@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
 import tempfile
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -160,6 +162,23 @@ def _leave_read_only(context: ExceptionContext) -> None:
         context.is_disconnect = True
 
 
+def _write_ahead(cursor: sqlite3.Cursor) -> None:
+    """Have the file written by way of a log, which stays so.
+
+    Where another process is just making the file, SQLite does not wait for that as it does for all else.
+    """
+    end = time.monotonic() + SQLITE_BUSY_MS / 1000
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
 def _open_sqlite(url: URL, *, echo: bool) -> Engine:
     is_file = bool(url.database) and not str(url.database).startswith(("file:", ":"))
     if is_file:
@@ -182,7 +201,7 @@ def _open_sqlite(url: URL, *, echo: bool) -> Engine:
     @event.listens_for(engine, "connect")
     def _pragmas(connection: Any, _record: Any) -> None:
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
+        _write_ahead(cursor)
         cursor.execute("PRAGMA synchronous=FULL")  # an acknowledged message survives a power cut
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.execute(f"PRAGMA busy_timeout={SQLITE_BUSY_MS}")

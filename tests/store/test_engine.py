@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from datetime import UTC, datetime, timedelta, timezone
@@ -326,6 +327,29 @@ def test_a_deadlock_is_a_conflict(db, db_url):
     thread.join()
     assert [is_conflict(error) for error in caught] == [True]
     other.close()
+
+
+def test_a_new_file_that_another_process_is_just_making_is_waited_for(tmp_path):
+    file = tmp_path / "new.db"
+    other = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("CREATE TABLE made (x)")
+    opened = []
+
+    def open_it():
+        engine = open_engine(f"sqlite:///{file}")
+        with engine.connect() as connection:
+            opened.extend(connection.execute(text("SELECT name FROM sqlite_master")).scalars())
+        engine.dispose()
+
+    waiting = threading.Thread(target=open_it)
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    other.execute("COMMIT")
+    other.close()
+    waiting.join()
+    assert opened == ["made"]
 
 
 def test_a_locked_file_is_a_conflict(sqlite_url):
