@@ -134,3 +134,5 @@ async def test_every_page_fits_and_has_nothing_serious(
         page = await visitor.log_in("bob", "/account")
         await page.goto(f"{bot.url}/admin")
         await see(page, "refused")
+        await page.goto(f"{bot.url}/nothing")
+        await see(page, "nothing")

@@ -118,7 +118,7 @@ async def test_a_viewer_has_no_buttons_and_changes_nothing(bot, tokens, sqlite_r
     letter = add_letter(sqlite_record)
     async with Browser(bot) as vic:
         await vic.log_in("vic")
-        for section in (*SECTIONS, f"/dead/{letter}"):
+        for section in (*SECTIONS, f"/dead/{letter}", "/people/ada"):
             text = await vic.open("/admin" + section)
             assert 'method="post"' not in text, section
         for path, fields in (
