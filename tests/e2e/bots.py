@@ -109,11 +109,21 @@ class Nursery:
             env=environment,
         )
 
-    def start(self, program: str, arguments: list[str], folder: Path, log: Path) -> int:
-        """Start a program and return its pid."""
+    def start(
+        self,
+        program: str,
+        arguments: list[str],
+        folder: Path,
+        log: Path,
+        *,
+        reads: Path | None = None,
+        errors: Path | None = None,
+    ) -> int:
+        """Start a program and return its pid. ``reads``: its stdin; ``errors``: its stderr, where that is no log."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         order = {"program": program, "arguments": arguments, "folder": str(folder), "log": str(log)}
+        order |= {"reads": str(reads or os.devnull), "errors": str(errors or log)}
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         return int(self._process.stdout.readline())

@@ -1,7 +1,7 @@
 """Starts servers from a process that has imported the program already: a tenth of a second each, not seven.
 
-Orders come on stdin, one JSON object a line: ``program`` (one of PROGRAMS), ``arguments``, ``folder`` and
-``log``, the file that gets what the server writes. The child's pid is printed; when it has ended, the file
+Orders come on stdin, one JSON object a line: ``program`` (one of PROGRAMS), ``arguments``, ``folder``,
+``reads``, the file it reads, and ``log`` and ``errors``, the files that get what it writes. The child's pid is printed; when it has ended, the file
 ``<log>.exit`` holds its exit code (negative: the signal). All children end with this process.
 """
 
@@ -86,10 +86,10 @@ def _become(wanted: dict[str, object]) -> NoReturn:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     os.setsid()
     os.chdir(str(wanted["folder"]))
-    output = os.open(str(wanted["log"]), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    os.dup2(os.open(str(wanted["reads"]), os.O_RDONLY), 0)
+    os.dup2(os.open(str(wanted["log"]), flags), 1)
+    os.dup2(os.open(str(wanted["errors"]), flags), 2)
     sys.argv = [str(wanted["program"]), *wanted["arguments"]]  # type: ignore[misc]
     code = 0
     try:
