@@ -2,13 +2,13 @@
 #
 # ARGS goes to the command at the end:  make run ARGS="--port 9000"    make test ARGS="-x -k budgets"
 # TESTS narrows the tests:              make test TESTS=tests/store
-# PROCESSES is how many run the tests:  make test PROCESSES=0 ARGS=--pdb   (4, with TESTS 0: the one itself)
+# PROCESSES is how many run the tests:  make test PROCESSES=0 ARGS=--pdb   (6, with TESTS 0: the one itself)
 # PYTHON names the interpreter:         make run PYTHON=/opt/python/bin/python3
 
 CONFIG ?= config.yaml
 TESTS ?=
 ARGS ?=
-PROCESSES ?= $(if $(TESTS),0,4)
+PROCESSES ?= $(if $(TESTS),0,6)
 PYTHON ?=
 
 VENV := .venv

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.databases import KINDS, Databases, Unavailable
+from tests.databases import KINDS, Databases, Unavailable, folder_for_files
 from tests.isolation import NetworkGuard, clean_environment, database_hosts, keep_bytecode
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def pytest_testnodedown(node: Any) -> None:
 @pytest.fixture(scope="session")
 def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
     """All database servers; tests take one of the URLs below."""
-    found = Databases(tmp_path_factory.mktemp("databases"))
+    found = Databases(folder_for_files(tmp_path_factory.mktemp("databases")))
     yield found
     found.close()
 

@@ -13,7 +13,8 @@ from sqlalchemy import inspect, make_url, select, text
 
 from feishu_bot.store.engine import open_engine
 from feishu_bot.store.schema import inbox
-from tests.databases import Databases, Names
+from tests import databases as making
+from tests.databases import Databases, Names, folder_for_files
 from tests.isolation import NetworkRefused
 
 
@@ -128,3 +129,17 @@ def test_a_database_whose_schema_was_changed_is_not_given_again(databases: Datab
         with engine.connect() as connection:
             assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one() != "other"
         engine.dispose()
+
+
+def test_files_are_kept_in_memory_and_what_a_killed_run_has_left_there_goes(monkeypatch, tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    monkeypatch.setattr(making, "_MEMORY", tmp_path)
+    dead, running, other = (tmp_path / f"feishu-bot-test-{n}" for n in (ended.pid, os.getppid(), "other"))
+    for folder in (dead, running, other):
+        folder.mkdir()
+    made = folder_for_files(tmp_path / "on the disk")
+    assert made == tmp_path / f"feishu-bot-test-{os.getpid()}"
+    assert set(tmp_path.iterdir()) == {made, running, other}
+    monkeypatch.setattr(making, "_MEMORY_ENOUGH_BYTES", 2**62)
+    assert folder_for_files(tmp_path / "on the disk") == tmp_path / "on the disk"
