@@ -5,6 +5,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 from tests.databases import KINDS, Databases, Unavailable, folder_for_files
 from tests.isolation import NetworkGuard, clean_environment, database_hosts, keep_bytecode
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
 GUARD = pytest.StashKey[NetworkGuard]()
 MISSING = pytest.StashKey[collections.Counter[str]]()
+
+
+settings.register_profile("suite", deadline=None)  # a busy machine is no mistake
+settings.load_profile("suite")
 
 
 def pytest_configure(config: pytest.Config) -> None:
