@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from sqlalchemy import make_url
 
-from benchmarks.durable_echo import KEY, USERS, bare_rate, echo_server, make_bodies, wait_until_answered
+from benchmarks.durable_echo import (
+    KEY,
+    TOKEN,
+    USERS,
+    bare_rate,
+    echo_server,
+    make_bodies,
+    wait_until_answered,
+)
 from benchmarks.load import write_requests
 from benchmarks.processes import children, cpu_seconds, cpu_seconds_of, get_json, run_load, start_load
 from feishu_bot.testing.feishu import sign_and_encrypt, text_event
@@ -190,6 +198,7 @@ def busy_bodies(count: int) -> list[tuple[dict[str, str], bytes]]:
             chat_type="group",
             chat_id="oc_busy",
             mention_bot=True,
+            token=TOKEN,
         )
         headers, body = sign_and_encrypt(event, encrypt_key=KEY)
         bodies.append(({"Content-Type": "application/json", **headers}, body))
@@ -226,7 +235,11 @@ def _quiet_beside(
     bodies = []
     for n in range(count):
         event = text_event(
-            "quiet", message_id=f"om_{salt}_{n}", open_id=f"ou_quiet_{n}", chat_id=f"oc_quiet_{n}"
+            "quiet",
+            message_id=f"om_{salt}_{n}",
+            open_id=f"ou_quiet_{n}",
+            chat_id=f"oc_quiet_{n}",
+            token=TOKEN,
         )
         headers, body = sign_and_encrypt(event, encrypt_key=KEY)
         bodies.append(({"Content-Type": "application/json", **headers}, body))
