@@ -358,8 +358,8 @@ async def _hide_idle(store: Store, retention: Retention, progress: Progress | No
     hidden = 0
     found: removing.Idle = await store.read(partial(removing.find_idle, retention=retention))
     while True:
-        if found.ids:
-            hidden += await store.run(partial(removing.hide, ids=found.ids, retention=retention))
+        for some in found.bites():
+            hidden += await store.run(partial(removing.hide, ids=some, retention=retention))
             if progress is not None:
                 progress("conversations", hidden)
         if found.after is None:

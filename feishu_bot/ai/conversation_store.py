@@ -204,7 +204,8 @@ class PersistentConversationManager:
         age = Retention(min(values.check_number(days, "days"), _MAX_DAYS))
         removed, found = 0, self._database.read(lambda tx: cleanup.find_idle(tx, age))
         while True:
-            removed += self._database.write(lambda tx, some=found.ids: cleanup.hide(tx, some, age))  # type: ignore[misc]
+            for some in found.bites():
+                removed += self._database.write(lambda tx, some=some: cleanup.hide(tx, some, age))  # type: ignore[misc]
             if found.after is None:
                 break
             found = self._database.read(lambda tx, last=found.after: cleanup.find_idle(tx, age, last))  # type: ignore[misc]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -28,7 +29,7 @@ from feishu_bot.store.schema import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from sqlalchemy import ColumnElement
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 ERASED = "{}"  # the payload of what ended and whose text is not kept
 PIECE = 500  # rows changed by one transaction, so that no writer waits noticeably
+BITE = 50  # rows of a piece between two looks at the clock
+MOMENT_S = 0.01  # how long a piece of a cleanup takes; the bite that is under way is finished
 KEEP_ENDED_MS = 48 * 3600 * 1000  # as long as a platform may repeat an event
 
 # ------------------------------------------------------------------------------------------------- expiring
@@ -304,6 +307,11 @@ class Idle(NamedTuple):
     ids: list[int]
     after: Place | None
 
+    def bites(self) -> Iterator[list[int]]:
+        """Yield the ids in the few that one transaction hides: each locks its lanes and changes several pages."""
+        for start in range(0, len(self.ids), BITE):
+            yield self.ids[start : start + BITE]
+
 
 def find_idle(tx: Transaction, retention: Retention, after: Place = _START) -> Idle:
     """Return one piece of the conversations without activity for longer than they are kept; only reads."""
@@ -356,14 +364,28 @@ def hide(tx: Transaction, ids: Sequence[int], retention: Retention) -> int:
 
 
 def remove_hidden(tx: Transaction) -> int:
-    """Remove one piece of what is hidden: messages first, then the conversations that have none left."""
+    """Remove one piece of what is hidden: messages first, then the conversations that have none left.
+
+    At most PIECE rows, and no more than a moment allows: in a large database each row costs several pages of the disk,
+    and where there is one writer, everybody waits for this transaction.
+    """
+    removed, end = 0, time.monotonic() + MOMENT_S
+    while removed < PIECE:
+        some = _remove_some_hidden(tx)
+        removed += some
+        if not some or time.monotonic() >= end:
+            break
+    return removed
+
+
+def _remove_some_hidden(tx: Transaction) -> int:
     hidden = list(
         tx.connection.execute(
             select(conversations.c.id)
             # An import that is not ready stays hidden until an instant to come.
             .where(conversations.c.hidden_at <= datetime.fromtimestamp(tx.now_ms / 1000, UTC))
             .order_by(conversations.c.id)
-            .limit(PIECE)
+            .limit(BITE)
         ).scalars()
     )
     if not hidden:
@@ -372,7 +394,7 @@ def remove_hidden(tx: Transaction) -> int:
         tx.connection.execute(
             select(messages.c.id, messages.c.content)
             .where(messages.c.conversation_id.in_(hidden))
-            .limit(PIECE)
+            .limit(BITE)
         ).mappings()
     )
     if doomed:

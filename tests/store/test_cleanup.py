@@ -156,6 +156,16 @@ async def test_a_conversation_with_a_message_at_work_is_not_hidden(store, lane):
     assert (done.end, done.conversation_id) == (End.ANSWERED, 1)
 
 
+async def test_a_piece_ends_when_its_moment_is_over(store, monkeypatch):
+    await put_conversations(store, [31, 31], said=2 * removing.BITE)
+    await hide(store)
+    monkeypatch.setattr(removing, "MOMENT_S", 0.0)
+    assert await store.run(removing.remove_hidden) == removing.BITE
+    monkeypatch.setattr(removing, "MOMENT_S", 3600.0)
+    assert await store.run(removing.remove_hidden) == 3 * removing.BITE + 2
+    assert await ids(store, conversations) == []
+
+
 async def test_hidden_conversations_go_in_pieces_with_their_messages_and_no_others(store):
     await put_conversations(store, [31, 31, 29], said=removing.PIECE - 10)
     await hide(store)
