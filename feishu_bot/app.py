@@ -349,7 +349,6 @@ class App:
             extra={
                 "kind": self.store.capabilities.kind,
                 "where": self.store.location,
-                "conversations": await self.store.read(count_conversations),
             },
         )
         network = self.store.network_problem()
@@ -369,13 +368,15 @@ class App:
         self._warming = asyncio.create_task(self._warm())
 
     async def _warm(self) -> None:
-        """Read the histories that will be asked for first, while messages come in already."""
+        """Read the histories that will be asked for first, and count, while messages come in already."""
         try:
             found = await self.store.warm(self.settings.ai.conversation_persistence.warm_sessions)
+            # With a million conversations a second or more, from a disk that has not read them yet.
+            conversations = await self.store.read(count_conversations)
         except StoreUnavailable as error:
             log.warning("sessions not warmed", extra={"reason": str(error)})
         else:
-            log.info("sessions warmed", extra={"sessions": found})
+            log.info("sessions warmed", extra={"sessions": found, "conversations": conversations})
 
     async def _insist(self, begin: Callable[[], Awaitable[None]]) -> None:
         """Begin again until the database is there for it: it can go away also after it has been opened."""

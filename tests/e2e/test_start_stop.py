@@ -135,7 +135,7 @@ async def test_a_start_tells_what_the_database_holds_and_reads_ahead_what_was_sa
     bot = await bots.start({**config, "ai": {**config["ai"], **persistence}})
     await until(lambda: bot.lines("sessions warmed"), "histories to be read")
     (ready,), (warmed,) = bot.lines("database ready"), bot.lines("sessions warmed")
-    assert (ready["conversations"], warmed["sessions"]) == (3, 2)
+    assert (warmed["conversations"], warmed["sessions"]) == (3, 2)
     assert ready["kind"] in ready["where"].replace("mysql", "mariadb")
 
 
