@@ -101,7 +101,8 @@ def find_own_message(tx: Transaction, conversation_id: int, message_id: int) -> 
 def pending(tx: Transaction, account: str, user: str) -> list[dict[str, Any]]:
     """Return the questions of a door's user that are not answered yet, the oldest first.
 
-    With the request id each came under, so that one can wait for its answer again.
+    With the request id each came under, so that one can wait for its answer again. ``follows`` is that of an earlier one
+    in the same conversation, while this has no id yet.
     """
     head = make_key("request", user) + ":"
     rows = tx.connection.execute(
@@ -112,6 +113,7 @@ def pending(tx: Transaction, account: str, user: str) -> list[dict[str, Any]]:
         .limit(MAX_PENDING)
     ).all()
     found = []
+    begun: dict[str | None, str] = {}  # a conversation that is not there yet -> the question that begins it
     for row in rows:
         request_id = row.event_key.removeprefix(head)
         if ":" in request_id or request_id.startswith("sha256-"):  # too long to be kept as it was
@@ -121,10 +123,12 @@ def pending(tx: Transaction, account: str, user: str) -> list[dict[str, Any]]:
         known = tx.connection.execute(
             select(_c.id).where(_c.public_id == public_id, _c.hidden_at.is_(None))
         ).scalar_one_or_none()
+        first = begun.setdefault(public_id, unquote(request_id))
         found.append(
             {
                 "request_id": unquote(request_id),
                 "conversation_id": known,
+                "follows": first if known is None and first != unquote(request_id) else None,
                 "message": message.text,
                 "agent": message.agent,
                 "files": [attachment.name for attachment in message.attachments],

@@ -90,8 +90,9 @@ class Chat:
         self.patience_s = patience_s
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Answer ``{message, conversation_id?, agent?, request_id?, files?}`` with JSON, or with an event stream.
+        """Answer ``{message, conversation_id?, follows?, agent?, request_id?, files?}`` with JSON, or with an event stream.
 
+        ``follows``: the request id of the question that began the conversation, while nobody knows that by its id.
         With ``?html`` in the address, the answer comes as safe HTML too.
         """
         if self._account is None:
@@ -139,7 +140,11 @@ class Chat:
             raise BadPayload("conversation_id: expected an integer")
         if conversation_id is not None and not 0 < conversation_id <= MAX_ID:
             return None
-        public_id = str(uuid4()) if request_id is None else str(uuid5(NAMESPACE_URL, f"{user}\n{request_id}"))
+        follows = data.get("follows")
+        if follows is not None and (not is_request_id(follows) or conversation_id is not None):
+            raise BadPayload("follows: expected the request_id of a question, and no conversation_id")
+        begun_by = follows or request_id
+        public_id = str(uuid4()) if begun_by is None else str(uuid5(NAMESPACE_URL, f"{user}\n{begun_by}"))
         if conversation_id is not None:
             person = person_key(self._account or "", user)
             own = await self._store.read(lambda tx: own_conversation(tx, conversation_id, person))

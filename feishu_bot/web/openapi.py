@@ -104,6 +104,7 @@ SHAPES: Final[dict[str, dict[str, Any]]] = {
         "body": _object(
             message=_TEXT,
             conversation_id=_INTEGER,
+            follows={"type": "string", "maxLength": 200},
             agent=_TEXT,
             request_id={"type": "string", "maxLength": 200},
             files={"type": "array", "maxItems": 4, "items": _FILE},
@@ -131,6 +132,7 @@ SHAPES: Final[dict[str, dict[str, Any]]] = {
                 _object(
                     request_id=_TEXT,
                     conversation_id=_nullable(_INTEGER),
+                    follows=_nullable(_TEXT),
                     message=_TEXT,
                     agent=_nullable(_TEXT),
                     files={"type": "array", "items": _TEXT},

@@ -21,7 +21,7 @@ Networks = Sequence[IPv4Network | IPv6Network]
 
 LOCAL_USER: Final = "local"
 _PUBLIC: Final = ("/webhook/", "/ws/", "/healthz")
-_FORWARDED: Final = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-IP")
+_FORWARDED: Final = ("forwarded", "x-forwarded-", "x-real-ip")  # what names begin with
 HOW_TO_OPEN: Final = (
     "there is no account yet: add one with 'python bot.py user add NAME'; without any, the browser chat answers "
     "only on this machine, as http://127.0.0.1:<port>/ and without a proxy before it"
@@ -61,6 +61,11 @@ def is_from(request: web.Request, proxies: Networks) -> bool:
     return _is_in(request.remote, proxies)
 
 
+def is_forwarded(request: web.Request) -> bool:
+    """Say whether a request has any header that proxies add."""
+    return any(name.lower().startswith(_FORWARDED) for name in request.headers)
+
+
 def is_forwarded_https(request: web.Request, proxies: Networks) -> bool:
     """Say whether one of our proxies was asked by https."""
     return is_from(request, proxies) and request.headers.get("X-Forwarded-Proto", "").lower() == "https"
@@ -69,7 +74,7 @@ def is_forwarded_https(request: web.Request, proxies: Networks) -> bool:
 def address_of(request: web.Request, proxies: Networks) -> str | None:
     """Return the address that a request comes from, None where nobody trustworthy tells."""
     remote = request.remote
-    if not any(name in request.headers for name in _FORWARDED):
+    if not is_forwarded(request):
         return remote
     if not _is_in(remote, proxies):
         return None
@@ -96,7 +101,7 @@ def local_user(request: web.Request) -> str | None:
     """
     if not is_loopback(request.remote or "") or not is_loopback(_host_name(request.host)):
         return None
-    if any(name in request.headers for name in _FORWARDED):
+    if is_forwarded(request):
         return None
     origin = request.headers.get("Origin")
     if origin is not None and origin != f"{request.scheme}://{request.host}":

@@ -134,6 +134,49 @@ async def test_an_answer_is_shown_as_it_grows_and_a_reload_in_the_middle_loses_a
     assert len(sqlite_record.messages()) == 2
 
 
+async def test_what_is_asked_before_the_first_answer_is_there_belongs_to_the_same_conversation(
+    visitor, model, sqlite_record
+):
+    model.script(LONG)
+    page = await visitor.open()
+    await say(page, "first")
+    await page.get_by_text("word3").wait_for()
+    await say(page, "second")
+    await until(lambda: len(sqlite_record.inbox()) == 2, "both questions on disk")
+    await page.reload()
+    await page.locator(".message.assistant[data-id]", has_text="echo: second").wait_for()
+    await page.locator("[data-request]").first.wait_for(state="detached")
+    assert await texts(page) == ["first", "".join(WORDS).strip(), "second", "echo: second"]
+    assert [row.content for row in sqlite_record.messages()][::2] == ["first", "second"]
+    assert len({row.conversation_id for row in sqlite_record.messages()}) == 1
+
+
+async def test_a_new_chat_is_new_also_while_another_is_being_answered(visitor, model, sqlite_record):
+    model.script(LONG)
+    page = await visitor.open()
+    await say(page, "first")
+    await page.get_by_text("word3").wait_for()
+    await page.click("#new")
+    assert await page.locator("#greeting").is_visible()
+    await ask(page, "second")
+    assert await texts(page) == ["second", "echo: second"]
+    await page.locator("#conversations a").nth(1).wait_for()
+    assert await texts(page) == ["second", "echo: second"]
+    await page.locator("#conversations a", has_text="first").click()
+    await page.get_by_text("word39").wait_for()
+    assert await texts(page) == ["first", "".join(WORDS).strip()]
+
+
+async def test_after_a_failed_first_answer_the_conversation_goes_on_and_shows_nothing_twice(visitor, model):
+    model.script(Behaviour(kind="status", status=400))
+    page = await visitor.open()
+    await say(page, "first")
+    await page.locator(".message.problem").wait_for()
+    await ask(page, "second")
+    assert await page.locator(".message.user .words").all_inner_texts() == ["first", "second"]
+    assert await page.locator("#conversations a").count() == 1
+
+
 async def test_a_broken_connection_is_taken_up_again(visitor, model, bot):
     model.script(LONG)
     page = await visitor.open()

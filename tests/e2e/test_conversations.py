@@ -250,7 +250,14 @@ async def test_who_comes_back_in_the_middle_loses_and_doubles_nothing(local, mod
     assert 0 < len(shown(first)) < len("".join(WORDS))
     _, open_questions = await local.ask("GET", "/chat/pending")
     assert open_questions["items"] == [
-        {"request_id": "r1", "conversation_id": None, "message": "go", "agent": None, "files": []}
+        {
+            "request_id": "r1",
+            "conversation_id": None,
+            "follows": None,
+            "message": "go",
+            "agent": None,
+            "files": [],
+        }
     ]
     again, other = await asyncio.gather(stream(local, body), stream(local, body))
     for events in (again, other):
@@ -262,6 +269,30 @@ async def test_who_comes_back_in_the_middle_loses_and_doubles_nothing(local, mod
         assert events[-1][0] == "done"
     assert model.count == 1
     assert (await local.ask("GET", "/chat/pending"))[1]["items"] == []
+
+
+async def test_what_follows_a_question_without_an_answer_yet_is_in_the_same_conversation(local, model):
+    model.script(Behaviour(text="one two three", chunks=3, chunk_delay_s=0.3))
+    first = asyncio.create_task(say(local, "go", request_id="r1"))
+    await until(lambda: model.count, "the call")
+    second = asyncio.create_task(say(local, "and?", request_id="r2", follows="r1"))
+    async with asyncio.timeout(10):
+        while len(items := (await local.ask("GET", "/chat/pending"))[1]["items"]) < 2:
+            assert items, "the first is not answered yet"
+    assert [(item["request_id"], item["follows"]) for item in items] == [("r1", None), ("r2", "r1")]
+    number = (await first)["conversation_id"]
+    assert (await second)["conversation_id"] == number
+    assert (await say(local, "later", follows="r1"))["conversation_id"] == number
+    for bad in ({"follows": 5}, {"follows": ""}, {"follows": "r1", "conversation_id": number}):
+        assert (await local.ask("POST", "/chat", {"message": "x"} | bad))[0] == 400
+
+
+async def test_nobody_follows_somebody_elses_question(bots, sqlite_url, model):
+    bot = await bots.start(configuration(sqlite_url, model=model))
+    tokens = await add_accounts(sqlite_url, ann="user", bob="user")
+    async with Browser(bot, token=tokens["ann"]) as ann, Browser(bot, token=tokens["bob"]) as bob:
+        number = (await say(ann, "go", request_id="r1"))["conversation_id"]
+        assert (await say(bob, "and?", follows="r1"))["conversation_id"] != number
 
 
 async def test_an_answer_goes_on_when_the_page_is_closed(local, model, sqlite_record):

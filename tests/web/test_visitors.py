@@ -47,7 +47,17 @@ async def test_a_visitor_from_a_private_network_comes_in_and_another_reaches_the
         assert (await ask("/webhook/x"))[0] == 200
 
 
-@pytest.mark.parametrize("name", ["X-Forwarded-For", "Forwarded", "X-Real-IP", "X-Forwarded-Proto"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "X-Forwarded-For",
+        "Forwarded",
+        "X-Real-IP",
+        "X-Forwarded-Proto",
+        "X-Forwarded-Port",
+        "x-forwarded-user",
+    ],
+)
 async def test_what_a_stranger_forwards_is_from_outside_whatever_it_says(name):
     async with door(LOOPBACK) as ask:
         assert (await ask("/private", (name, "127.0.0.1")))[0] == 403

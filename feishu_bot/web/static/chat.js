@@ -12,6 +12,7 @@ const others = new BroadcastChannel("feishu-bot-chat"); // further tabs of this 
 const running = new Map(); // request id -> what is being answered, also of conversations that are not in sight
 const chosen = new Map(); // conversation -> the agent that was chosen here for what is asked next
 let open = null; // the conversation in sight; null: a new one
+let draft = {}; // the new conversation in sight; first: the request that begins it
 let visit = 0; // counts what is in sight, so that what comes late finds out
 
 const messages = new Messages({ fork, regenerate: () => send(`${prefix}retry`, []) });
@@ -23,6 +24,7 @@ const composer = new Composer({ send, say: notice });
 async function show(conversation, message = null, { push = true } = {}) {
   const mine = ++visit;
   open = conversation;
+  draft = {};
   if (push) history.pushState({}, "", conversation === null ? `${base}/` : `${base}/?c=${conversation}`);
   notice(null);
   sidebar.mark(conversation);
@@ -35,7 +37,7 @@ async function show(conversation, message = null, { push = true } = {}) {
     ]);
     if (mine !== visit) return;
     head(item);
-    for (const run of running.values()) if (run.conversation === conversation) place(run);
+    for (const run of here()) place(run);
   } catch (error) {
     if (mine === visit) {
       notice(error.status === 404 ? t.gone : error.message);
@@ -65,7 +67,11 @@ function notice(text) {
 // ---------------------------------------------------------------------------------------- asking, answers
 
 function send(message, files) {
-  const run = { id: newId(), conversation: open, message, files };
+  const run = { id: newId(), conversation: open, draft, message, files };
+  if (open === null) {
+    if (draft.first) run.follows = draft.first;
+    else draft.first = run.id;
+  }
   if ($("agent").value && !$("agents").hidden) run.agent = $("agent").value;
   start(run);
   return true;
@@ -77,7 +83,7 @@ function start(run) {
   run.words = make("div", { className: "words", "aria-busy": "true" }, make("span", { className: "muted thinking" }, t.thinking));
   run.user = make("article", { className: "message user", "data-request": run.id, "aria-label": t.you }, make("div", { className: "words" }, [run.message, ...(run.files ?? []).map((file) => `[${file.name ?? file}]`)].filter(Boolean).join("\n")));
   run.bot = make("article", { className: "message assistant", "data-request": run.id, "aria-label": t.bot }, run.words);
-  if (run.conversation === open) {
+  if (isHere(run)) {
     place(run);
     toEnd();
   }
@@ -93,22 +99,23 @@ function place(run) {
 
 async function follow(run) {
   const body = { message: run.message, request_id: run.id };
-  if (run.conversation !== null) body.conversation_id = run.conversation;
+  if (run.follows) body.follows = run.follows;
+  else if (run.conversation !== null) body.conversation_id = run.conversation;
   if (run.agent) body.agent = run.agent;
   if (run.files?.length && typeof run.files[0] === "object") body.files = run.files.map(({ name, data }) => ({ name, data }));
   try {
     const answer = await ask(body, {
       show: ({ text, html }) => {
-        const stick = run.conversation === open && isNearEnd();
+        const stick = isHere(run) && isNearEnd();
         run.words.classList.add("writing");
         if (html !== null) dress(run.words, html);
         else run.words.textContent = text;
         if (stick) toEnd();
       },
-      wait: (waiting) => { if (run.conversation === open) notice(waiting ? t.reconnecting : null); },
+      wait: (waiting) => { if (isHere(run)) notice(waiting ? t.reconnecting : null); },
     });
     running.delete(run.id);
-    if (run.conversation === open) notice(null);
+    if (isHere(run)) notice(null);
     await finish(run, answer);
   } catch (error) {
     running.delete(run.id);
@@ -119,7 +126,7 @@ async function follow(run) {
 }
 
 async function finish(run, answer) {
-  const stick = run.conversation === open && isNearEnd();
+  const stick = isHere(run) && isNearEnd();
   run.words.classList.remove("writing");
   run.words.setAttribute("aria-busy", "false");
   if (answer.status === "paused") {
@@ -127,31 +134,35 @@ async function finish(run, answer) {
     return;
   }
   dress(run.words, answer.html ?? "");
-  const wasOpen = run.conversation === open, isCommand = run.message.startsWith(prefix);
+  const wasOpen = isHere(run), isCommand = run.message.startsWith(prefix);
   if (answer.conversation_id === null) {
     if (wasOpen && run.conversation !== null) await show(null);
     if (wasOpen) { place(run); asNote(run, answer.response); }
     return;
   }
-  const item = await api("GET", `/conversations/${answer.conversation_id}`).catch(() => null);
-  if (item) sidebar.touch(item);
-  others.postMessage({ conversation: answer.conversation_id });
-  if (!wasOpen) return;
-  if (open === null) {
+  for (const other of [run, ...running.values()]) if (other.conversation === null && other.draft === run.draft) other.conversation = answer.conversation_id;
+  if (wasOpen && open === null) {
     open = messages.conversation = answer.conversation_id;
     if (chosen.has(null)) chosen.set(open, chosen.get(null));
     chosen.delete(null);
     history.replaceState({}, "", `${base}/?c=${open}`);
   }
+  const item = await api("GET", `/conversations/${answer.conversation_id}`).catch(() => null);
+  if (item) sidebar.touch(item);
+  others.postMessage({ conversation: answer.conversation_id });
+  if (open !== run.conversation) return;
   sidebar.mark(open);
   if (item) head(item);
   if (isCommand && run.message.trim() === `${prefix}retry`) return messages.open(open);
   const stored = await messages.catchUp().catch(() => []);
-  const isStored = stored.some((element) => Number(element.dataset.id) === answer.message_id);
+  const isStored = messages.shows(answer.message_id); // maybe since the answer before this one
+  for (const lost of run.draft?.failed ?? []) if (stored.some((element) => isSame(element, lost))) lost.remove();
   if (isStored || stored.length) { run.user.remove(); if (isStored) run.bot.remove(); else asNote(run, answer.response); }
   else if (isCommand) asNote(run, answer.response);
   if (stick) toEnd();
 }
+
+const isSame = (...elements) => new Set(elements.map((element) => element.className + element.querySelector(".words").textContent)).size === 1;
 
 function asNote(run, text) {
   run.bot.className = "message note";
@@ -171,14 +182,20 @@ async function fail(run, error) {
   const again = make("button", { type: "button" }, icon("again"), t.try_again);
   again.addEventListener("click", () => { run.user.remove(); run.bot.remove(); send(run.message, run.files ?? []); });
   run.bot.append(again);
-  if (run.conversation === open) {
+  if (isHere(run)) {
     const stored = await messages.catchUp().catch(() => []);
     if (stored.some((element) => element.classList.contains("user"))) run.user.remove();
+  }
+  if (run.conversation === null) {
+    (run.draft.failed ??= []).push(run.user);
+    await sidebar.refresh().catch(() => null);
   }
   settle(run);
 }
 
-const here = () => [...running.values()].filter((run) => run.conversation === open);
+/** Says whether a question is asked in what is in sight: of two new conversations each has a draft of its own. */
+const isHere = (run) => run.conversation === open && (open !== null || run.draft === draft);
+const here = () => [...running.values()].filter(isHere);
 
 function buttons() {
   const busy = here().length > 0;
@@ -316,9 +333,15 @@ async function agents() {
 /** Goes on with what was asked before the page was loaded. */
 async function resume() {
   const { items } = await api("GET", "/chat/pending");
-  for (const item of items) {
-    if (!running.has(item.request_id)) start({ id: item.request_id, conversation: item.conversation_id, message: item.message, agent: item.agent, files: item.files });
-  }
+  const drafts = new Map(); // request that begins a conversation -> its draft
+  const asked = items.filter((item) => !running.has(item.request_id)).map((item) => {
+    const first = item.follows ?? item.request_id;
+    if (!drafts.has(first)) drafts.set(first, { first });
+    return { id: item.request_id, conversation: item.conversation_id, draft: drafts.get(first), follows: item.follows, message: item.message, agent: item.agent, files: item.files };
+  });
+  const last = asked.findLast((run) => run.conversation === null);
+  if (open === null && !draft.first && last) draft = last.draft;
+  asked.forEach(start);
 }
 
 Promise.all([show(wanted(), null, { push: false }), sidebar.refresh().then(() => sidebar.mark(open)), agents()])

@@ -63,6 +63,8 @@ export class Messages {
   get lastId() { const all = this.stored; return all.length ? Number(all[all.length - 1].dataset.id) : 0; }
   get firstId() { return Number(list.querySelector("[data-id]")?.dataset.id ?? 0); }
 
+  shows(id) { return list.querySelector(`[data-id="${id}"]`) !== null; }
+
   clear() {
     list.replaceChildren();
     this.older = this.newer = false;
@@ -127,7 +129,7 @@ export class Messages {
     const page = await this.page(this.lastId ? `&after=${this.lastId}` : "");
     if (this.conversation !== conversation) return [];
     const stick = isNearEnd();
-    const fresh = page.items.reverse().filter((item) => !list.querySelector(`[data-id="${item.id}"]`)).map((item) => this.element(item));
+    const fresh = page.items.reverse().filter((item) => !this.shows(item.id)).map((item) => this.element(item));
     const first = list.querySelector("[data-request]");
     for (const element of fresh) first ? first.before(element) : list.append(element);
     if (stick) toEnd();
