@@ -54,6 +54,10 @@ WORDS: Final[dict[str, tuple[str, str]]] = {
     "only_role": ("您的账号没有访问此页面的权限。", "Your account may not see this page."),
     "to_chat": ("前往聊天", "To the chat"),
     # /account
+    "local_account": (
+        "还没有账号，因此只能在本机聊天。用 python bot.py user add 用户名 创建账号后，这里会显示会话、令牌和密码。",
+        "There is no account yet, so the chat answers on this machine only. Sessions, tokens and a password come with an account: python bot.py user add NAME",
+    ),
     "account_of": ("{name} 的账号", "Account of {name}"),
     "role_user": ("用户", "user"),
     "role_viewer": ("只读", "viewer"),
@@ -106,6 +110,8 @@ WORDS: Final[dict[str, tuple[str, str]]] = {
     "attach": ("添加图片或文件", "Add a picture or a file"),
     "detach": ("移除 {name}", "Remove {name}"),
     "too_big": ("文件太大：{name}", "Too large: {name}"),
+    "not_taken": ("无法添加（模型不接受此类文件，或文件已损坏）：{name}", "The model takes no file of this kind, or it is damaged: {name}"),
+    "too_many": ("最多添加 {n} 个文件，未添加：{name}", "At most {n} files; left out: {name}"),
     "agent": ("智能体", "Agent"),
     "agent_default": ("默认", "default"),
     "you": ("您", "You"),

@@ -405,6 +405,29 @@ async def test_files_and_pictures_go_along(visitor, model, tmp_path):
     assert "image_url" in str(model.requests[-1].body)
 
 
+async def test_a_file_that_is_left_out_is_told_with_the_true_reason(visitor):
+    page = await visitor.open()
+    files = [{"name": f"n{n}.txt", "mimeType": "text/plain", "buffer": b"n"} for n in range(5)]
+    await page.set_input_files("#file", files)
+    await page.get_by_text("At most 4 files; left out: n4.txt").wait_for()
+    assert await page.locator("#files li").count() == 4
+    await page.get_by_label("Remove n3.txt").click()
+    await page.set_input_files("#file", {"name": "no.png", "mimeType": "image/png", "buffer": b"no picture"})
+    await page.get_by_text("it is damaged: no.png").wait_for()
+    assert await page.locator("#files li").count() == 3
+    large = {"name": "large.txt", "mimeType": "text/plain", "buffer": b"n" * 1_000_000}
+    await page.set_input_files("#file", large)
+    await page.get_by_text("Too large: large.txt").wait_for()
+
+
+async def test_without_an_account_its_page_offers_nothing_that_would_be_refused(visitor):
+    page = await visitor.open("/account")
+    assert "python bot.py user add" in await page.inner_text("main")
+    assert await page.locator("main button, main input").count() == 0
+    await page.click("[data-do=language]")
+    await page.get_by_text("还没有账号").wait_for()
+
+
 async def test_all_is_done_by_keyboard(visitor):
     page = await visitor.open()
     await page.keyboard.type("first line")

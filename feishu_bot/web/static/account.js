@@ -19,20 +19,29 @@ async function show() {
   if (!tokens.items.length) $("tokens").append(make("li", { className: "muted" }, t.no_tokens));
 }
 
-$("make-token").addEventListener("submit", async (event) => {
+// Who came by a proxy has neither this form nor a password here.
+$("make-token")?.addEventListener("submit", async (event) => {
   event.preventDefault();
-  const input = event.target.elements.label;
-  const made = await api("POST", "/account/tokens", { label: input.value });
+  const input = event.target.elements.label, problem = $("problem");
+  problem.hidden = true;
+  let made;
+  try {
+    made = await api("POST", "/account/tokens", { label: input.value });
+  } catch (error) {
+    problem.textContent = error.message;
+    problem.hidden = false;
+    return;
+  }
   input.value = "";
   $("token").querySelector("code").textContent = made.token;
   $("token").hidden = false;
   show();
 });
-$("copy").addEventListener("click", async () => {
+$("copy")?.addEventListener("click", async () => {
   await copyText($("token").querySelector("code").textContent);
   $("copy").textContent = t.copied;
 });
-$("password").addEventListener("submit", async (event) => {
+$("password")?.addEventListener("submit", async (event) => {
   event.preventDefault();
   const form = event.target, said = $("changed");
   said.className = "error";

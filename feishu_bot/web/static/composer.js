@@ -60,15 +60,19 @@ export class Composer {
   }
 
   async add(files) {
-    for (const file of [...files].slice(0, MAX_FILES - this.files.length)) {
+    this.say(null);
+    for (const file of [...files]) { // a copy: the list empties with the field
+      let why = t.not_taken;
       try {
+        if (this.files.length >= MAX_FILES) { why = fill(t.too_many, { n: MAX_FILES, name: "{name}" }); throw new Error(why); }
         const isImage = file.type.startsWith("image/");
         const blob = isImage ? await smaller(file) : file;
         const size = this.files.reduce((sum, other) => sum + other.size, blob.size);
-        if (size > MOST || !(isImage ? takesImages : takesFiles)) throw new Error("too big");
+        if (!(isImage ? takesImages : takesFiles)) throw new Error(why);
+        if (size > MOST) { why = t.too_big; throw new Error(why); }
         this.files.push({ name: file.name || "image.jpg", data: await base64(blob), size: blob.size, url: isImage ? URL.createObjectURL(blob) : null });
       } catch {
-        this.say(fill(t.too_big, { name: file.name }));
+        this.say(fill(why, { name: file.name }));
       }
     }
     this.draw();
