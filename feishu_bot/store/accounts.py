@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from feishu_bot.store.work import Transaction
 
-NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
+# "local" is who comes from this machine while there is no account: his conversations must be nobody's else.
+NAME: Final = re.compile(r"(?![Ll][Oo][Cc][Aa][Ll]$)[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
 SESSION, API = "session", "api"
 SESSION_MS: Final = 30 * 24 * 3_600_000  # then one has to log in again
 ATTEMPTS_MS: Final = 15 * 60_000  # how long wrong passwords are remembered
@@ -86,7 +87,7 @@ def check_name(name: str) -> str:
     """Return the name. Raises ValueError for one that no account can have."""
     if NAME.fullmatch(name) is None:
         raise ValueError(
-            "a name has 1 to 64 letters, digits and . _ @ + -, and begins with a letter or digit"
+            "a name has 1 to 64 letters, digits and . _ @ + -, begins with a letter or digit, and is not local"
         )
     return name
 

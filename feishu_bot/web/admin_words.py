@@ -58,8 +58,8 @@ _WORDS: Final[dict[str, tuple[str, str]]] = {
         "it is the last administrator; make another one first",
     ),
     "why_name": (
-        "用户名须为 1 到 64 个字母、数字或 . _ @ + -，并以字母或数字开头",
-        "a name has 1 to 64 letters, digits and . _ @ + -, and begins with a letter or digit",
+        "用户名须为 1 到 64 个字母、数字或 . _ @ + -，以字母或数字开头，且不能是 local",
+        "a name has 1 to 64 letters, digits and . _ @ + -, begins with a letter or digit, and is not local",
     ),
     "why_shown": (
         "此操作已执行过；密码和令牌只显示一次，可以重新生成",

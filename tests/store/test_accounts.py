@@ -160,7 +160,9 @@ def test_one_customers_addresses_count_as_one(address, network):
     assert network_of(address) == network
 
 
-@pytest.mark.parametrize("name", ["", "-a", "a b", "a\nb", "a:b", "ä", "a" * 65, "a/b", "<a>", "a\0"])
+@pytest.mark.parametrize(
+    "name", ["", "-a", "a b", "a\nb", "a:b", "ä", "a" * 65, "a/b", "<a>", "a\0", "local", "LOCAL"]
+)
 def test_a_name_that_no_account_can_have_is_refused(name):
     with pytest.raises(ValueError, match="name has"):
         store_accounts.check_name(name)
