@@ -91,6 +91,8 @@ class Server:
         doors.describe(routes)
         for route in routes:
             application.router.add_route(route.method, base + route.path, route.handler)
+        for path, probe in (("/healthz", health.healthz), ("/readyz", health.readyz)):
+            application.router.add_head(base + path, probe)  # many monitors ask so
         if base:  # whoever asks without the proxy whether the process is alive
             application.router.add_get("/healthz", health.healthz)
         self._sockets = sockets

@@ -454,3 +454,10 @@ async def test_while_it_stops_new_messages_are_put_off_and_not_acknowledged(
     assert set(statuses) <= {0, 200, 503}
     assert bool(taken) == (200 in statuses)
     assert {503, 0} & set(statuses)
+
+
+async def test_monitors_may_ask_for_the_headers_alone(bots, people, sqlite_url):
+    bot = await bots.start(configuration(sqlite_url))
+    for path in ("/healthz", "/readyz"):
+        async with people.http.head(f"{bot.url}{path}") as response:
+            assert (response.status, await response.read()) == (200, b"")
