@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 GUARD = pytest.StashKey[NetworkGuard]()
 MISSING = pytest.StashKey[collections.Counter[str]]()
+LONGEST = ("tests/chaos/", "tests/operation/")
 
 
 settings.register_profile("suite", deadline=None)  # a busy machine is no mistake
@@ -27,6 +28,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[MISSING] = collections.Counter()
     config.stash[GUARD] = NetworkGuard(database_hosts())
     config.stash[GUARD].install()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # What takes longest comes first: at the end one process would run it while the others have nothing to do.
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
