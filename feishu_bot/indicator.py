@@ -85,7 +85,7 @@ class Seen:
 class _Watch:
     """One answer that is being made: nothing is shown, and hardly anything done, unless that takes a while."""
 
-    __slots__ = ("_indicator", "_message", "_platform", "_showing", "_text", "_typing", "seen")
+    __slots__ = ("_indicator", "_message", "_platform", "_seen", "_showing", "_typing")
 
     def __init__(
         self, indicator: Indicator, platform: Platform | None, message: InboundMessage, seen: Seen
@@ -93,15 +93,14 @@ class _Watch:
         self._indicator = indicator
         self._platform = platform
         self._message = message
-        self._text = seen.text
+        self._seen = seen
         self._showing: asyncio.Task[None] | None = None
         self._typing: asyncio.Task[str | None] | None = None
-        self.seen = seen
 
     def __enter__(self) -> Seen:
         if self._platform is not None:
             self._indicator.waiting.add(self)
-        return self.seen
+        return self._seen
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -110,8 +109,8 @@ class _Watch:
         if platform is None:
             return
         indicator.waiting.remove(self)
-        if self._text is not None:
-            self._text.is_over = True
+        if self._seen.text is not None:
+            self._seen.text.is_over = True
         if kind is not None and self._showing is not None:
             # Its question may be gone: then nobody finishes what is shown.
             indicator.start(indicator.clear(platform, self._showing))
@@ -120,7 +119,7 @@ class _Watch:
 
     def expire(self) -> None:
         """Begin to show it: this takes a while."""
-        indicator, platform, text = self._indicator, self._platform, self._text
+        indicator, platform, text = self._indicator, self._platform, self._seen.text
         assert platform is not None  # noqa: S101  # or nobody would wait
         target = Target.of(self._message)
         if text is not None:

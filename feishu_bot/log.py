@@ -134,16 +134,14 @@ class SecretFilter:
         if self._pattern is None or value is None or isinstance(value, bool | float):
             return value
         if isinstance(value, str):
-            return self._pattern.sub(HIDDEN, value)
-        if isinstance(value, int):
-            text = str(value)
-            return value if self._pattern.search(text) is None else self.hide(text)
+            return self.hide(value)
         if isinstance(value, dict):
             return {self.hide(str(key)): self.hide_in(item) for key, item in value.items()}
         if isinstance(value, list | tuple | set | frozenset):
             return [self.hide_in(item) for item in value]
         text = str(value)
-        return text if (text := self.hide(text)) != str(value) else value
+        hidden = self.hide(text)
+        return value if hidden == text else hidden
 
 
 class _Formatter(logging.Formatter):
@@ -156,8 +154,7 @@ class _Formatter(logging.Formatter):
     def fields(self, record: logging.LogRecord) -> dict[str, Any]:
         """Return the bound fields and the record's own extras, which win."""
         fields = {**_bound.get(), **{k: v for k, v in vars(record).items() if k not in _STANDARD}}
-        hide_in = self.secrets.hide_in
-        return {name: hide_in(value) for name, value in fields.items()}
+        return {name: self.secrets.hide_in(value) for name, value in fields.items()}
 
     def event(self, record: logging.LogRecord) -> str:
         try:

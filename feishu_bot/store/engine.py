@@ -333,7 +333,6 @@ def store_errors() -> Iterator[None]:
 
 
 @cache  # built once per table, not once per batch
-@cache
 def insert_ignore(kind: str, table: Table, unique: tuple[str, ...]) -> Insert:
     """Return an insert that leaves an existing row with the same ``unique`` columns as it is."""
     if kind == "mariadb":
@@ -360,14 +359,12 @@ def _insert_or_set(
 
 
 @cache  # built once per table, not once per batch
-@cache
 def insert_add(kind: str, table: Table, unique: tuple[str, ...], add: tuple[str, ...]) -> Insert:
     """Return an insert that, where the row exists, adds the given numbers to it."""
     return _insert_or_set(kind, table, unique, lambda new: {c: table.c[c] + new[c] for c in add})
 
 
 @cache  # built once per table, not once per batch
-@cache
 def insert_fill(kind: str, table: Table, unique: tuple[str, ...], fill: tuple[str, ...]) -> Insert:
     """Return an insert that, where the row exists, fills the given columns only if they are null."""
     return _insert_or_set(

@@ -304,7 +304,9 @@ async def test_a_call_whose_time_ends_before_it_was_sent_says_so(monkeypatch):
         assert len(site.requests) == 1
 
 
-async def test_a_call_whose_time_ends_while_it_connects_was_not_sent(monkeypatch):
+@pytest.fixture
+def begun(monkeypatch):
+    """Set when a connection is being opened, which then takes for ever."""
     begun = asyncio.Event()
 
     async def start_connection(*arguments, **keys):
@@ -312,6 +314,10 @@ async def test_a_call_whose_time_ends_while_it_connects_was_not_sent(monkeypatch
         await asyncio.Event().wait()
 
     monkeypatch.setattr(http_pool, "start_connection", start_connection)
+    return begun
+
+
+async def test_a_call_whose_time_ends_while_it_connects_was_not_sent(begun, monkeypatch):
     connection = Connection("http://127.0.0.1:1", None, total_s=600)
     task = asyncio.create_task(connection.call("POST", "/", b"x"))
     await begun.wait()
@@ -336,14 +342,7 @@ async def test_a_cancelled_call_is_cancelled_whatever_it_waits_for(monkeypatch):
         await site.until(lambda: site.ended == 1)
 
 
-async def test_a_callers_own_bound_sees_its_cancellation(monkeypatch):
-    begun = asyncio.Event()
-
-    async def start_connection(*arguments, **keys):
-        begun.set()
-        await asyncio.Event().wait()
-
-    monkeypatch.setattr(http_pool, "start_connection", start_connection)
+async def test_a_callers_own_bound_sees_its_cancellation(begun):
     connection = Connection("http://127.0.0.1:1", None, total_s=600)
     bound = asyncio.timeout(600)
 
