@@ -350,17 +350,17 @@ class Pipeline:
         text = said.text
         if self._plugins.change_answers:
             text = await self._plugins.on_answer(context(), text)
-        text = storable(text)
+        text, note = storable(text), chat_note(work, decision.message)
         assistant = NewMessage(
             role="assistant",
             content=text,
             tokens=said.tokens,
-            metadata_json=orjson.dumps(said.metadata | chat_note(work, decision.message)).decode(),
+            metadata_json=orjson.dumps(said.metadata | note).decode(),
             save_key=f"in:{work.inbox_id}:assistant",
         )
         said_before = decision.again is not None
         asked = () if said_before else (self._user_message(work, decision),)
-        stored = (*asked, *said.steps(work, chat_note(work, decision.message)), assistant)
+        stored = (*asked, *said.steps(work, note), assistant)
         shown = self._with_model(text, decision, calls)
         outcome = Outcome(
             work,
